@@ -186,7 +186,9 @@ class NativeDecoder:
         if None in updates:
             raise ValueError("its layers were not called in groups")
         self._updates = [each for each in updates if each is not None]
-        self._addresses = [ctypes.addressof(each) for each in self._updates]
+        self._lora, self._writes = lora, 0
+        self._used = (ctypes.c_void_p * len(updates))()
+        """The updates that have adapters, after so many writes."""
 
     def _layer(self, layer: Any, shape: LayerShape, turn: int) -> _Layer:
         norms = {
@@ -252,14 +254,19 @@ class NativeDecoder:
             cache.block_size,
         )
         if adapted is not None:
-            # A group that no adapter has ever touched has no height.
-            used = [u.height and address for u, address in zip(self._updates, self._addresses, strict=True)]
-            updates = (ctypes.c_void_p * len(used))(*used)
-            step.updates = ctypes.addressof(updates)
+            step.updates = self._used_updates()
             step.dealt = adapted.dealt
+            step.dealt.ranks = ctypes.addressof(self._lora.ranks)
         step.scratch = self._room(step)
         self._library.decoder_step(ctypes.addressof(self._decoder), ctypes.addressof(step))
         return logits, hidden
+
+    def _used_updates(self) -> int:
+        """Where those are of groups that an adapter has touched, as the kernel takes them."""
+        if self._writes != self._lora.writes:
+            self._writes = self._lora.writes
+            self._used[:] = [ctypes.addressof(each) if each.height else None for each in self._updates]
+        return ctypes.addressof(self._used)
 
     def finish(self, logits: Tensor) -> Tensor:
         """Logits of what the head gives, where something else than the kernel has computed it."""

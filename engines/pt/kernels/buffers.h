@@ -42,7 +42,6 @@ typedef struct {
   int64_t own_size;
   int num_runs;
   Dealt dealt;                             /* the step's, where it has updates */
-  void *places;
   Range *ranges;                           /* [rows / TILE_ROWS] of low-rank products, of inputs that tiles take */
   bf16 *stacked;                           /* [threads][dealt.width][DOTS_COLUMNS] */
   Pieces pieces;
@@ -60,9 +59,8 @@ static inline int is_stacked(const Decoder *d) { return d->dots && has_tiles(); 
 /* Where those of each row are. What is no row's own stays 0. */
 static void place_updates(const Decoder *d, const Step *s, Buffers *b, int64_t low) {
   Dealt *dealt = &b->dealt;
-  int32_t *places = b->places, all = d->num_layers * GROUPS;
-  dealt->places = places;
-  lora_places(s->updates, all, &s->dealt, is_stacked(d), places);
+  const int32_t *places = dealt->places;
+  lora_places(dealt, is_stacked(d));
   if (!is_stacked(d)) return;
   memset(dealt->low, 0, low);
   for (int tile = 0; tile < num_tiles(dealt->rows); tile++) b->ranges[tile] = (Range){dealt->width, 0};
@@ -86,9 +84,9 @@ static int64_t step_buffers(const Decoder *d, const Step *s, int threads, char *
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
   int most_tokens = tokens_at_once(d->heads / d->kv_heads, narrow_of(d));
-  int updated = s->updates != NULL, groups = d->num_layers * GROUPS;
+  int updated = s->updates != NULL;
   b->dealt = s->dealt, b->dealt.rows = s->rows;
-  b->dealt.width = updated ? lora_places(s->updates, groups, &s->dealt, is_stacked(d), NULL) : 0;
+  if (updated) lora_places(&b->dealt, is_stacked(d));
   int64_t low = updated ? MOST_LAYERS * rows * b->dealt.width * factor : 0, places = updated ? s->dealt.blocks + 1 : 0;
   int64_t stacked = updated && is_stacked(d) ? threads * (int64_t)b->dealt.width * DOTS_COLUMNS : 0;
   b->pieces = pieces_of(d, s, threads);
@@ -112,7 +110,8 @@ static int64_t step_buffers(const Decoder *d, const Step *s, int threads, char *
       {(void **)&b->given, given * sizeof(float)},
       {(void **)&b->runs, (rows + 1) * sizeof(int32_t)},
       {&b->dealt.low, low},
-      {&b->places, places * sizeof(int32_t)},
+      {(void **)&b->dealt.places, places * sizeof(int32_t)},
+      {(void **)&b->dealt.used, places * sizeof(Used)},
       {(void **)&b->ranges, stacked ? num_tiles(rows) * sizeof(Range) : 0},
       {(void **)&b->stacked, stacked * sizeof(bf16)},
       {(void **)&b->own, threads * b->own_size * sizeof(float)},

@@ -58,6 +58,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "quantized_size": ([P, INT, INT], LONG),
     "pack_quantized": ([P, P, P, P, P, P, INT, INT], None),
     "deal_rows": ([INT, P, P, P], INT),
+    "lora_lay_out": ([P, P, LONG, LONG, *[INT] * 4, P, P], None),
     "lora_add_float": (LORA, None),
     "lora_add_bf16": (LORA, None),
     "lora_add_mixed": (LORA, None),

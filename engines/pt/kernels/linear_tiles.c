@@ -91,16 +91,33 @@ static Tiles tiles_of(int rows) {
   return (Tiles){height, rows - height};
 }
 
-/* The sums of tiles that begin with rows `first` and `second`, with more inputs. */
+static Range both(Range one, Range other) {
+  return (Range){least(one.begin, other.begin), one.end > other.end ? one.end : other.end};
+}
+
+/* To the sums of tiles that begin with rows `first` and `second`, what more inputs give: to each those that its rows
+ * have. */
 static void add_more(const More *more, int first, int second, int height) {
-  Range range = more->ranges[first / TILE_ROWS];
-  for (int tile = first / TILE_ROWS + 1; tile <= (second + height - 1) / TILE_ROWS; tile++) {
-    range.begin = least(range.begin, more->ranges[tile].begin);
-    if (range.end < more->ranges[tile].end) range.end = more->ranges[tile].end;
+  const Range none = {more->inputs, 0}, *ranges = more->ranges;
+  Range one = both(ranges[first / TILE_ROWS], ranges[(first + height - 1) / TILE_ROWS]);
+  Range other = both(ranges[second / TILE_ROWS], ranges[(second + height - 1) / TILE_ROWS]);
+  if (first == second) other = none;
+  Range all = both(one, other);
+  int64_t stride = more->inputs * (int64_t)sizeof(bf16);
+  for (int64_t k = all.begin; k < all.end; k += TILE_INPUTS) {
+    LOAD_TILE(6, more->panel + k * NR, LINE);
+    LOAD_TILE(7, more->panel + k * NR + NR, LINE);
+    if (k >= one.begin && k < one.end) {
+      LOAD_TILE(4, more->x + (int64_t)first * more->inputs + k, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (k >= other.begin && k < other.end) {
+      LOAD_TILE(5, more->x + (int64_t)second * more->inputs + k, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
-  Part part = {more->panel + range.begin * NR, more->inputs, range.end - range.begin, TILE_INPUTS, 0};
-  const bf16 *x = more->x + range.begin;
-  add(&part, x + (int64_t)first * more->inputs, first == second ? NULL : x + (int64_t)second * more->inputs);
 }
 
 void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,

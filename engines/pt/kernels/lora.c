@@ -25,6 +25,8 @@
 #define RANKS 16
 #define COLUMNS 512 /* a multiple of PANEL */
 #define PANEL DOTS_COLUMNS
+#define PIECES 8 /* of the A of a slot, which are fetched at once */
+#define LINE 64  /* bytes */
 
 /* Rows by slot as blocks: `order[starts[block]]` to `order[starts[block + 1] - 1]`. Behind the last block come the rows
  * without a slot (-1). Returns how many blocks there are; both arrays have room for rows + 1. */
@@ -52,27 +54,21 @@ static inline int slot_of(const Dealt *d, int block) { return d->slots[d->order[
 static inline int begins_slot(const Dealt *d, int block) {
   return block == 0 || slot_of(d, block - 1) != slot_of(d, block);
 }
-#define EVERY_SLOT(block, d)                                                                                          \
-  for (int block = 0; block < (d)->blocks; block++)                                                                   \
-    if (begins_slot(d, block))
 
-int lora_places(const Updates *const *groups, int count, const Dealt *d, int stacked, int32_t *places) {
-  int width = 0, place = 0;
+void lora_places(Dealt *d, int stacked) {
+  int width = 0, place = 0, used = 0;
   for (int block = 0; block < d->blocks; block++) {
     if (begins_slot(d, block)) {
-      int slot = slot_of(d, block), rank = 0;
-      for (int g = 0; g < count; g++)
-        for (int l = 0; groups[g] != NULL && l < groups[g]->layers; l++)
-          rank = most(rank, groups[g]->ranks[slot * groups[g]->layers + l]);
-      rank = whole(rank, 2);
+      int slot = slot_of(d, block), rank = whole(d->ranks[slot], 2);
       if (stacked) place = width % TILE_INPUTS + rank > TILE_INPUTS ? whole(width, TILE_INPUTS) : width;
       width = most(width, place + rank);
+      if (d->used != NULL) d->used[used] = (Used){slot, place};
+      used++;
     }
-    if (places != NULL) places[block] = place;
+    if (d->places != NULL) d->places[block] = place;
   }
-  if (stacked) width = whole(width, TILE_INPUTS);
-  if (places != NULL) places[d->blocks] = width;
-  return width;
+  d->width = stacked ? whole(width, TILE_INPUTS) : width, d->num_used = used;
+  if (d->places != NULL) d->places[d->blocks] = d->width;
 }
 
 /* Values as they are multiplied with A: bfloat16 ones in pairs where the machine has an instruction for it. */
@@ -133,41 +129,50 @@ static void fetch(const char *matrix, int64_t begin, int64_t end) {
 /* Values of a panel of B. */
 static inline int64_t panel_of(int rank) { return (int64_t)whole(rank, 2) * PANEL; }
 
+/* Few slots at once, so that little time goes into where their matrices are. */
 void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int parts) {
-  EVERY_SLOT(block, d)
+  int64_t pieces = (int64_t)d->num_used * PIECES;
+  for (int64_t piece = pieces * part / parts; piece < pieces * (part + 1) / parts; piece++)
     for (int layer = 0; layer < u->layers; layer++) {
-      Own own = own_of(u, d, block, layer);
-      int64_t lines = tasks_of(size * u->in * own.rank, 64);
-      fetch(own.a, lines * part / parts * 64, lines * (part + 1) / parts * 64);
+      int table = d->used[piece / PIECES].slot * u->layers + layer;
+      int64_t lines = tasks_of(size * u->in * u->ranks[table], 64), number = piece % PIECES;
+      fetch(u->a[table], lines * number / PIECES * 64, lines * (number + 1) / PIECES * 64);
     }
 }
 
 /* Columns of B, in panels or in rows: a row's are far from those of the next, which the hardware does not foresee. */
-static void fetch_columns(const Own *own, int size, int in_panels, int out, int first, int columns) {
-  int64_t panel = size * panel_of(own->rank);
-  if (in_panels) fetch(own->b, first / PANEL * panel, tasks_of(first + columns, PANEL) * panel);
-  for (int64_t r = 0; !in_panels && r < own->rank; r++)
-    fetch(own->b, size * (r * out + first), size * (r * out + first + columns));
+static void fetch_columns(const void *b, int rank, int size, int in_panels, int out, int first, int columns) {
+  int64_t panel = size * panel_of(rank);
+  if (in_panels) fetch(b, first / PANEL * panel, tasks_of(first + columns, PANEL) * panel);
+  for (int64_t r = 0; !in_panels && r < rank; r++) fetch(b, size * (r * out + first), size * (r * out + first + columns));
 }
 
 void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width) {
-  EVERY_SLOT(block, d) {
-    Own own = own_of(u, d, block, layer);
-    fetch_columns(&own, size, size == sizeof(bf16), u->outs[layer], column, width);
+  for (int i = 0; i < d->num_used; i++) {
+    int table = d->used[i].slot * u->layers + layer;
+    fetch_columns(u->b[table], u->ranks[table], size, size == sizeof(bf16), u->outs[layer], column, width);
   }
 }
 
-void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, bf16 *to) {
-  int64_t at = 0;
-  EVERY_SLOT(block, d) {
-    Own own = own_of(u, d, block, layer);
-    int64_t place = (int64_t)d->places[block] * PANEL;
-    memset(to + at, 0, (place - at) * sizeof(bf16));
-    int64_t values = panel_of(own.rank);
-    at = place + values;
-    if (values) memcpy(to + place, (const bf16 *)own.b + panel * values, values * sizeof(bf16));
+/* Lines, up to `end`. */
+static char *put_zeros(char *to, const char *end) {
+  for (; to < end; to += LINE) memset(to, 0, LINE);
+  return to;
+}
+
+void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, int ahead, bf16 *to) {
+  char *at = (char *)to;
+  for (int i = 0; i < d->num_used; i++) {
+    int table = d->used[i].slot * u->layers + layer;
+    int64_t bytes = panel_of(u->ranks[table]) * (int64_t)sizeof(bf16);
+    const char *from = (const char *)u->b[table] + panel * bytes, *next = from + ahead * bytes, *end = from + bytes;
+    at = put_zeros(at, (const char *)(to + (int64_t)d->used[i].place * PANEL));
+    for (; from < end; from += LINE, next += LINE, at += LINE) {
+      memcpy(at, from, LINE);
+      __builtin_prefetch(next, 0, 2);
+    }
   }
-  memset(to + at, 0, ((int64_t)d->width * PANEL - at) * sizeof(bf16));
+  put_zeros(at, (const char *)(to + (int64_t)d->width * PANEL));
 }
 
 /* ---- what is added to each row's columns `first` to `first + columns` - 1, in y from 0 on */

@@ -12,17 +12,23 @@ typedef struct {
   int32_t layers, in, height;
 } Updates;
 
+/* A slot that rows of a step use, and where its products with A begin in a row of `low`. */
+typedef struct {
+  int32_t slot, place;
+} Used;
+
 typedef struct {
   const int32_t *slots, *order, *starts;
-  const int32_t *places; /* NULL: all 0 */
+  const int32_t *ranks; /* [slots] the highest of any layer; only where there are places */
+  int32_t *places; /* each block's in a row of `low`; NULL: all 0 */
+  Used *used;      /* the slots; only where there are places */
   void *low;
-  int32_t blocks, rows, width;
+  int32_t blocks, rows, width, num_used;
 } Dealt;
 
-/* Where each block's products with A begin in a row of `low`, [blocks + 1], for all groups of layers alike; not where
- * `places` is NULL. Returns the width of a row. `stacked`: slots follow one another, so that a row has zeros where others
- * have theirs, and no slot is in more tiles than it needs. */
-int lora_places(const Updates *const *groups, int count, const Dealt *d, int stacked, int32_t *places);
+/* The width of a row of `low` and, where there is room for them, the places in it, for all layers alike. `stacked`: slots
+ * follow one another, so that a row has zeros where others have theirs, and no slot is in more tiles than it needs. */
+void lora_places(Dealt *d, int stacked);
 
 /* Have the `part`-th of `parts` of all A, or some columns of all B of a layer, come nearer from memory while something
  * else is computed. `size` of a value in bytes: of 2, B lies in panels. */
@@ -45,5 +51,6 @@ typedef struct {
 void lora_up_tile_float(const Updates *u, const Dealt *d, int layer, const Tile *tile);
 void lora_up_tile_mixed(const Updates *u, const Dealt *d, int layer, const Tile *tile);
 
-/* A panel of B of all slots that rows use, stacked as their products with A are: [width / 2][DOTS_COLUMNS][2]. */
-void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, bf16 *to);
+/* A panel of B of all slots that rows use, stacked as their products with A are: [width / 2][DOTS_COLUMNS][2]. The panel
+ * `ahead` of it comes nearer from memory meanwhile. */
+void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, int ahead, bf16 *to);

@@ -83,7 +83,7 @@ static void OF(lora_up)(const Updates *u, const Dealt *d, Y *const *y, int task)
     int first = most(begin - at, 0), last = least(begin + COLUMNS - at, u->outs[l]);
     Own own = own_of(u, d, block, l);
     if (first >= last || own.rank == 0) continue;
-    fetch_columns(&own, sizeof(T), OF(IN_PANELS), u->outs[l], first, last - first);
+    fetch_columns(own.b, own.rank, sizeof(T), OF(IN_PANELS), u->outs[l], first, last - first);
     const LOW *low[BLOCK];
     Y *to[BLOCK];
     for (int i = 0; i < own.count; i++) {

@@ -67,9 +67,7 @@ static void multiply_updated(const Decoder *d, const Matrix *m, const Rows *x, c
     const bf16 *low = (const bf16 *)dealt->low + (layer * (int64_t)dealt->rows + x->first) * dealt->width;
     bf16 *stacked = b->stacked + me->number * (int64_t)dealt->width * DOTS_COLUMNS;
     More more = {low, stacked, b->ranges + x->first / TILE_ROWS, dealt->width};
-    lora_stack(u, dealt, layer, panel, stacked);
-    if (column + ahead * columns < m->out)
-      lora_fetch_up(u, dealt, factor_size(d), layer, column + ahead * columns, columns);
+    lora_stack(u, dealt, layer, panel, ahead, stacked);
     await(me);
     multiply_panel(m, x, panel, &more, values);
     return;

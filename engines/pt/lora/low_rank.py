@@ -6,6 +6,7 @@
 """
 
 import ctypes
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +23,9 @@ PANEL, TILE_INPUTS, TILE_COLUMNS = 32, 32, 16
 """Of the kernel for `MIXED`."""
 
 
-def write_pairs(a: Tensor, into: Tensor) -> None:
-    """A (rank, in_features) as tiles take it: (in_features / 2, rank, 2), and zeros behind it for the last of them."""
-    rank, inputs = a.shape
-    _pairs(into)[: inputs // 2] = _pairs(a.contiguous().view(rank, -1, 2)).T
-
-
-def write_panels(b: Tensor, into: Tensor) -> None:
-    """B^T (rank, out_features) as `MIXED` takes it: (panels, rank / 2, PANEL, 2), filled up with zeros."""
-    rank, outputs = b.shape
-    padded = F.pad(b.T, (0, rank % 2, 0, -outputs % PANEL)).contiguous()
-    _pairs(into).copy_(_pairs(padded.view(-1, PANEL, -(-rank // 2), 2)).transpose(1, 2))
-
-
-def _pairs(values: Tensor) -> Tensor:
-    """(..., 2) in bfloat16 -> (...): what is moved together, as one number."""
-    return values.view(torch.int32)[..., 0]
+def rank_of(a: Tensor) -> int:
+    """Of A, laid out or not."""
+    return int(a.shape[0 if a.dim() == 2 else 1])
 
 
 class Updates(ctypes.Structure):
@@ -53,24 +41,28 @@ class Dealt(ctypes.Structure):
     """The rows of a step by slot, as the kernel takes them, with its scratch memory."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("slots", "order", "starts", "places", "low")),
-        *((name, ctypes.c_int32) for name in ("blocks", "rows", "width")),
+        *((name, ctypes.c_void_p) for name in ("slots", "order", "starts", "ranks", "places", "used", "low")),
+        *((name, ctypes.c_int32) for name in ("blocks", "rows", "width", "num_used")),
     )
 
 
 class Rows:
-    """Rows of a step by the adapter slots that they use, dealt out once for all layers."""
+    """Rows of a step by the adapter slots that they use, dealt out once for all layers, when the first of them asks."""
 
     def __init__(self, slots: Tensor, library: ctypes.CDLL | None) -> None:
         """`slots` (rows,) int32, -1: the base model. `library` has the C kernel; None: only `Stack` takes the rows."""
         self.slots = slots
-        self.dealt = Dealt()
-        if library is not None:
-            self._order, self._starts = torch.empty(2, len(slots) + 1, dtype=torch.int32)
-            pointers = slots.data_ptr(), self._order.data_ptr(), self._starts.data_ptr()
-            blocks = library.deal_rows(len(slots), *pointers)
-            self.dealt = Dealt(*pointers, None, None, blocks, len(slots), 0)
+        self._library = library
+        self._dealt = torch.empty(2, 0, dtype=torch.int32)
         self._scratch = torch.empty(0)
+
+    @cached_property
+    def dealt(self) -> Dealt:
+        if self._library is None:
+            return Dealt()
+        self._dealt = torch.empty(2, len(self) + 1, dtype=torch.int32)
+        pointers = self.slots.data_ptr(), *(each.data_ptr() for each in self._dealt)
+        return Dealt(*pointers, blocks=self._library.deal_rows(len(self), *pointers), rows=len(self))
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -105,13 +97,15 @@ class Kernel:
         self._results_dtype = torch.float32 if wide else dtype
         self._mixed = self._results_dtype is not dtype
         self._tiles = self._mixed and inputs % TILE_INPUTS == 0 and bool(library.has_tiles())
+        self._lay_out = library.lora_lay_out
         self._lora_add = getattr(library, MIXED if self._mixed else KERNELS[dtype])
         self._held: list[list[Matrices | None]] = [[None] * len(outputs) for _ in range(num_slots)]
-        self._ranks = torch.zeros(num_slots, len(outputs), dtype=torch.int32)
-        self._a, self._b = torch.zeros(2, num_slots, len(outputs), dtype=torch.int64)
-        self._widths = torch.tensor(outputs, dtype=torch.int32)
-        tables = self._a.data_ptr(), self._b.data_ptr(), self._ranks.data_ptr(), self._widths.data_ptr()
+        places = num_slots * len(outputs)
+        self._a, self._b = (ctypes.c_void_p * places)(), (ctypes.c_void_p * places)()
+        self._ranks, self._widths = (ctypes.c_int32 * places)(), (ctypes.c_int32 * len(outputs))(*outputs)
+        tables = map(ctypes.addressof, (self._a, self._b, self._ranks, self._widths))
         self.updates = Updates(*tables, len(outputs), inputs, 0)
+        self._heights = [0] * num_slots  # ranks of all layers together
         self._width = 0
         self._results = (ctypes.c_void_p * len(outputs))()  # a layer without matrices needs none
 
@@ -121,16 +115,18 @@ class Kernel:
         Raises ValueError where they do not fit.
         """
         if matrices is not None:
-            shapes = self.shapes(layer, self._rank(matrices[0]))
+            shapes = self.shapes(layer, rank_of(matrices[0]))
             if not all(self._can_read(matrix, shape) for matrix, shape in zip(matrices, shapes, strict=True)):
                 room = torch.zeros(shapes[0], dtype=self.dtype), torch.zeros(shapes[1], dtype=self.dtype)
                 matrices = self.lay_out(layer, matrices, room)
         self._held[slot][layer] = matrices
-        rank, a, b = (0, None, None) if matrices is None else (self._rank(matrices[0]), *matrices)
-        self._ranks[slot, layer] = rank
-        self._a[slot, layer], self._b[slot, layer] = (0 if m is None else m.data_ptr() for m in (a, b))
-        self.updates.height = int(self._ranks.sum(1).max())
-        self._width = -(-int(self._ranks.max()) // 2) * 2
+        rank, a, b = (0, None, None) if matrices is None else (rank_of(matrices[0]), *matrices)
+        place = slot * len(self._outputs) + layer
+        self._heights[slot] += rank - self._ranks[place]
+        self._ranks[place] = rank
+        self._a[place], self._b[place] = (None if m is None else m.data_ptr() for m in (a, b))
+        self.updates.height = max(self._heights)
+        self._width = -(-max(self._ranks) // 2) * 2
 
     def shapes(self, layer: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the layer's A and B^T of that rank, laid out as the kernel reads them."""
@@ -142,29 +138,23 @@ class Kernel:
     def lay_out(self, layer: int, matrices: Matrices, into: Matrices) -> Matrices:
         """Write matrices of a layer as they are read into zeros of those `shapes`, and return these. Raises ValueError
         where they do not fit."""
-        a, b = (matrix.to(self.dtype) for matrix in matrices)
-        outputs, rank = self._outputs[layer], self._rank(a)
+        a, b = (matrix.to("cpu", self.dtype) for matrix in matrices)
+        outputs, rank = self._outputs[layer], rank_of(a)
         if a.shape != (rank, self._inputs) or b.shape != (rank, outputs):
             shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
             raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
-        if self._tiles:
-            write_pairs(a, into[0])
+        if self._mixed:
+            a, results = a.contiguous(), (into[0].data_ptr(), into[1].data_ptr())
+            sizes = rank, self._inputs, outputs, self._tiles
+            self._lay_out(a.data_ptr(), b.data_ptr(), *b.stride(), *sizes, *results)
         else:
             into[0].copy_(a)
-        if self._mixed:
-            write_panels(b, into[1])
-        else:
             into[1].copy_(b)
         return into
 
     def _can_read(self, matrix: Tensor, shape: tuple[int, ...]) -> bool:
         here = matrix.device.type == "cpu" and matrix.is_contiguous()
         return here and matrix.dtype is self.dtype and matrix.shape == shape
-
-    @staticmethod
-    def _rank(a: Tensor) -> int:
-        """Of A, laid out or not."""
-        return int(a.shape[0 if a.dim() == 2 else 1])
 
     def add(self, x: Tensor, ys: dict[int, Tensor], rows: Rows) -> None:
         """y (..., outputs) += B A x of each row's slot, for the y of each layer by number; x (..., inputs)."""

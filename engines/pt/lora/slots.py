@@ -27,7 +27,7 @@ from engines.pt.layers.linear import DotLinear, PackedLinear, WideningLinear, sc
 from engines.pt.layers.pages import Pages, room
 from engines.pt.layers.quantized import is_quantized
 from engines.pt.layers.quantized_linear import QuantizedLinear
-from engines.pt.lora.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates
+from engines.pt.lora.low_rank import KERNELS, Kernel, Matrices, Rows, Stack, Updates, rank_of
 from engines.pt.lora.weights import AdapterWeights
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,10 @@ class LoraSlots:
         self._last: nn.Module = model.get_output_embeddings() or model.score
         self._step = Step()
         self._layers: dict[str, LoraLinear | LoraEmbedding] = {}
+        self.writes = 0
+        """How often something was written to a slot."""
+        self.ranks = (ctypes.c_int32 * num_slots)()
+        """The highest in any linear layer, of each slot."""
         self.heads: dict[int, Tensor] = {}
         """Slot -> head (labels, hidden_size) of the adapter that lies there, where it classifies."""
         modules = {path: m for path, m in model.named_modules() if calls.rows.get(path) == {num_tokens}}
@@ -165,12 +169,16 @@ class LoraSlots:
     def write(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter into a slot, in place of what is there."""
         matrices = weights.linears | weights.embeddings
+        rank = max((rank_of(a) for a, _ in weights.linears.values()), default=0)
+        self.ranks[slot] = max(self.ranks[slot], rank)  # where this fails half-way, what was there is still there
+        self.writes += 1
         with torch.inference_mode():
             for path in matrices.keys() | weights.saved.keys():
                 if path not in self._layers:
                     self._layers[path] = self._adapt(path)
             for path, layer in self._layers.items():
                 layer.write(slot, matrices.get(path), weights.saved.get(path))
+            self.ranks[slot] = rank
             self.heads.pop(slot, None)
             if weights.head is not None:
                 self.heads[slot] = weights.head.to(_device(self._last))

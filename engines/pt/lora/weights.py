@@ -31,8 +31,9 @@ def read_weights(spec: AdapterSpec, dtype: torch.dtype) -> AdapterWeights:
         with safe_open(spec.folder / WEIGHTS, framework="pt") as file:
 
             def read(name: str, scale: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
-                # The product is in memory of its own, where the file's tensor would be read when it is used.
-                tensors[name] = (file.get_tensor(name).float() * scale).to(dtype)
+                # In memory of its own, where the file's tensor would be read when it is used.
+                found = file.get_tensor(name)
+                tensors[name] = found.to(dtype, copy=True) if scale == 1.0 else (found.float() * scale).to(dtype)
                 return tensors[name]
 
             def up(module: LoraModule) -> Tensor:
