@@ -7,6 +7,7 @@
  * b      [slots, layers] of [rank, outs[l]], transposed and scaled; where `mixed` in panels as linear_dots.c has them:
  *                                       [panels][rank / 2][PANEL][2], filled up with zeros
  * ranks  [slots, layers] int32          0: the adapter leaves this layer alone, and has no a and b there
+ * widths [slots, layers] int32          as tiles take A: the ranks that lie side by side in it, of several layers or of one
  * order, starts, blocks                 rows by adapter, from `deal_rows`
  * low    [layers, rows, width]          scratch for A x, of each row from its block's place on: float32, or bfloat16
  *                                       where `mixed`, for it is then multiplied with bfloat16
@@ -108,13 +109,14 @@ int lora_down_tasks(const Updates *u, const Dealt *d) { return d->blocks * tasks
 /* A block's rows, and what a layer adds to them. */
 typedef struct {
   const int32_t *rows;
-  int count, rank;
+  int count, rank, width;
   const void *a, *b;
 } Own;
 
 static Own own_of(const Updates *u, const Dealt *d, int block, int layer) {
   int table = slot_of(d, block) * u->layers + layer, first = d->starts[block];
-  return (Own){d->order + first, d->starts[block + 1] - first, u->ranks[table], u->a[table], u->b[table]};
+  return (Own){d->order + first, d->starts[block + 1] - first, u->ranks[table], u->widths[table], u->a[table],
+               u->b[table]};
 }
 
 /* Where the products of a block's `row` with a layer's A are, among the values of `low`. */
@@ -241,13 +243,20 @@ static void up_mixed(int count, const bf16 *const *low, const bf16 *b, int rank,
 /* Products of a block's rows with ranks `first` to `last` - 1 of A. */
 typedef struct {
   const void *a;
-  int rank, in, first, last;
+  int width, in, first, last;
 } Ranks;
+
+static int takes_pairs(int in) { return has_tiles() && in % TILE_INPUTS == 0; }
 
 static void down_mixed_any(int count, const bf16 *const *x, const Ranks *of, bf16 *const *low);
 #define DOWN_float down_float
 #define DOWN_bf16 down_bf16
 #define DOWN_mixed down_mixed_any
+
+static int down_together(const Updates *u, const Dealt *d, const bf16 *x, int block, int begin);
+#define DOWN_TOGETHER_float(...) 0
+#define DOWN_TOGETHER_bf16(...) 0
+#define DOWN_TOGETHER_mixed down_together
 
 /* Products with A, as they are kept. */
 #define STORE_LOW_float store_float
@@ -276,10 +285,41 @@ static void down_mixed_any(int count, const bf16 *const *x, const Ranks *of, bf1
 #include "lora_rows.h"
 
 static void down_mixed_any(int count, const bf16 *const *x, const Ranks *of, bf16 *const *low) {
-  if (has_tiles() && of->in % TILE_INPUTS == 0)
-    lora_down_by_tiles(count, x, (const bf16 *)of->a + 2 * of->first, of->rank, of->last - of->first, of->in, low);
+  if (takes_pairs(of->in))
+    lora_down_by_tiles(count, x, (const bf16 *)of->a + 2 * of->first, of->width, of->last - of->first, of->in, low);
   else
     down_mixed(count, x, of, low);
+}
+
+/* RANKS ranks of several layers by one product of tiles, where their A lie side by side; 0 where they do not. */
+static int down_together(const Updates *u, const Dealt *d, const bf16 *x, int block, int begin) {
+  int all = 0, width = 0;
+  const bf16 *a = NULL;
+  if (!takes_pairs(u->in)) return 0;
+  for (int l = 0; l < u->layers; l++) {
+    Own own = own_of(u, d, block, l);
+    if (own.rank == 0) continue;
+    if (all == 0) a = own.a, width = own.width;
+    if (own.a != a + 2 * all || own.width != width) return 0;
+    all += own.rank;
+  }
+  if (begin >= all) return 1;
+  const int32_t *rows = d->order + d->starts[block];
+  int count = d->starts[block + 1] - d->starts[block];
+  bf16 products[BLOCK][RANKS], *to[BLOCK];
+  const bf16 *from[BLOCK];
+  for (int i = 0; i < count; i++) from[i] = x + (int64_t)rows[i] * u->in, to[i] = products[i];
+  lora_down_by_tiles(count, from, a + 2 * begin, width, least(all - begin, RANKS), u->in, to);
+  for (int l = 0, at = 0; l < u->layers; l++) {
+    int rank = own_of(u, d, block, l).rank, first = most(begin - at, 0), last = least(begin + RANKS - at, rank);
+    for (int i = 0; i < count && first < last; i++) {
+      bf16 *low = (bf16 *)d->low + place_of(d, block, l, rows[i]);
+      memcpy(low + first, products[i] + at + first - begin, (last - first) * sizeof(bf16));
+      if (last == rank && last % 2) low[last] = 0; /* with which the zeros of B make pairs */
+    }
+    at += rank;
+  }
+  return 1;
 }
 
 /* The rows of a block rise from one to the next. */

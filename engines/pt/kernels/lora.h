@@ -8,7 +8,7 @@ typedef bf16 mixed; /* x and matrices in bfloat16, results in float32 */
 
 typedef struct {
   const void *const *a, *const *b;
-  const int32_t *ranks, *outs;
+  const int32_t *ranks, *widths, *outs;
   int32_t layers, in, height;
 } Updates;
 
@@ -35,8 +35,8 @@ void lora_places(Dealt *d, int stacked);
 void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int parts);
 void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width);
 
-/* Where there are tiles: low[i] = a . x[i] for some ranks, from `a` and `low` on. */
-void lora_down_by_tiles(int count, const bf16 *const *x, const bf16 *a, int rank, int ranks, int in, bf16 *const *low);
+/* Where there are tiles: low[i] = a . x[i] for some ranks of the `width` that lie side by side, from `a` and `low` on. */
+void lora_down_by_tiles(int count, const bf16 *const *x, const bf16 *a, int width, int ranks, int in, bf16 *const *low);
 
 /* The products with A of all rows, in tasks. */
 int lora_down_tasks(const Updates *u, const Dealt *d);

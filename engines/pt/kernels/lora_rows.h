@@ -59,6 +59,7 @@ static void OF(down)(int all, const T *const *x, const Ranks *of, LOW *const *lo
 /* RANKS rows of A, of all layers one after another, for one block of rows. */
 void OF(lora_down)(const Updates *u, const Dealt *d, const T *x, int task) {
   int each = tasks_of(u->height, RANKS), block = task / each, begin = task % each * RANKS;
+  if (OF(DOWN_TOGETHER)(u, d, x, block, begin)) return;
   for (int l = 0, at = 0; l < u->layers; l++) {
     Own own = own_of(u, d, block, l);
     int first = most(begin - at, 0), last = least(begin + RANKS - at, own.rank);
@@ -71,7 +72,7 @@ void OF(lora_down)(const Updates *u, const Dealt *d, const T *x, int task) {
       low[i] = (LOW *)d->low + place_of(d, block, l, own.rows[i]) + first;
       if (last == own.rank && last % 2) low[i][last - first] = 0; /* with which the zeros of B make pairs */
     }
-    Ranks ranks = {own.a, own.rank, u->in, first, last};
+    Ranks ranks = {own.a, own.width, u->in, first, last};
     OF(DOWN)(own.count, from, &ranks, low);
   }
 }

@@ -32,7 +32,7 @@ class Updates(ctypes.Structure):
     """The matrices of all slots for layers that get the same input, as the kernel takes them."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "ranks", "outs")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "ranks", "widths", "outs")),
         *((name, ctypes.c_int32) for name in ("layers", "inputs", "height")),
     )
 
@@ -102,9 +102,11 @@ class Kernel:
         self._held: list[list[Matrices | None]] = [[None] * len(outputs) for _ in range(num_slots)]
         places = num_slots * len(outputs)
         self._a, self._b = (ctypes.c_void_p * places)(), (ctypes.c_void_p * places)()
-        self._ranks, self._widths = (ctypes.c_int32 * places)(), (ctypes.c_int32 * len(outputs))(*outputs)
-        tables = map(ctypes.addressof, (self._a, self._b, self._ranks, self._widths))
-        self.updates = Updates(*tables, len(outputs), inputs, 0)
+        self._ranks, self._widths = (ctypes.c_int32 * places)(), (ctypes.c_int32 * places)()
+        self._outs = (ctypes.c_int32 * len(outputs))(*outputs)
+        addressof = ctypes.addressof
+        tables = addressof(self._a), addressof(self._b), addressof(self._ranks), addressof(self._widths)
+        self.updates = Updates(*tables, addressof(self._outs), len(outputs), inputs, 0)
         self._heights = [0] * num_slots  # ranks of all layers together
         self._width = 0
         self._results = (ctypes.c_void_p * len(outputs))()  # a layer without matrices needs none
@@ -114,47 +116,67 @@ class Kernel:
 
         Raises ValueError where they do not fit.
         """
-        if matrices is not None:
-            shapes = self.shapes(layer, rank_of(matrices[0]))
-            if not all(self._can_read(matrix, shape) for matrix, shape in zip(matrices, shapes, strict=True)):
-                room = torch.zeros(shapes[0], dtype=self.dtype), torch.zeros(shapes[1], dtype=self.dtype)
-                matrices = self.lay_out(layer, matrices, room)
+        if matrices is not None and not self._can_read(layer, *matrices):
+            alone = {layer: matrices}
+            rooms = [torch.zeros(shape, dtype=self.dtype) for shape in self.shapes(alone)]
+            matrices = self.lay_out(alone, rooms)[layer]
         self._held[slot][layer] = matrices
         rank, a, b = (0, None, None) if matrices is None else (rank_of(matrices[0]), *matrices)
         place = slot * len(self._outputs) + layer
         self._heights[slot] += rank - self._ranks[place]
         self._ranks[place] = rank
+        self._widths[place] = a.stride(0) // 2 if a is not None and self._tiles else 0
         self._a[place], self._b[place] = (None if m is None else m.data_ptr() for m in (a, b))
         self.updates.height = max(self._heights)
         self._width = -(-max(self._ranks) // 2) * 2
 
-    def shapes(self, layer: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the layer's A and B^T of that rank, laid out as the kernel reads them."""
+    def shapes(self, matrices: dict[int, Matrices]) -> list[tuple[int, ...]]:
+        """Of an adapter's matrices by the numbers of their layers, laid out as the kernel reads them: all A, which
+        tiles take as one, and then all B^T."""
+        ranks = {layer: rank_of(a) for layer, (a, _) in matrices.items()}
+        firsts: list[tuple[int, ...]] = [(rank, self._inputs) for rank in ranks.values()]
+        if self._tiles:
+            width = max(1, sum(ranks.values()))
+            firsts = [(self._inputs // 2 + -(-TILE_COLUMNS // width), width, 2)]  # a tile reaches beyond the last pairs
+        return firsts + [self._b_shape(layer, rank) for layer, rank in ranks.items()]
+
+    def _b_shape(self, layer: int, rank: int) -> tuple[int, ...]:
         outputs = self._outputs[layer]
-        pairs = (self._inputs // 2 + -(-TILE_COLUMNS // max(rank, 1)), rank, 2)
-        panels = (-(-outputs // PANEL), -(-rank // 2), PANEL, 2)
-        return pairs if self._tiles else (rank, self._inputs), panels if self._mixed else (rank, outputs)
+        return (-(-outputs // PANEL), -(-rank // 2), PANEL, 2) if self._mixed else (rank, outputs)
 
-    def lay_out(self, layer: int, matrices: Matrices, into: Matrices) -> Matrices:
-        """Write matrices of a layer as they are read into zeros of those `shapes`, and return these. Raises ValueError
-        where they do not fit."""
-        a, b = (matrix.to("cpu", self.dtype) for matrix in matrices)
-        outputs, rank = self._outputs[layer], rank_of(a)
-        if a.shape != (rank, self._inputs) or b.shape != (rank, outputs):
-            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-            raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
-        if self._mixed:
-            a, results = a.contiguous(), (into[0].data_ptr(), into[1].data_ptr())
-            sizes = rank, self._inputs, outputs, self._tiles
-            self._lay_out(a.data_ptr(), b.data_ptr(), *b.stride(), *sizes, *results)
+    def lay_out(self, matrices: dict[int, Matrices], rooms: list[Tensor]) -> dict[int, Matrices]:
+        """Write matrices as they are read into zeros of those `shapes`, and return what there is of each layer. Raises
+        ValueError where they do not fit."""
+        firsts, seconds = rooms[: -len(matrices)], rooms[-len(matrices) :]
+        done: dict[int, Matrices] = {}
+        at = 0
+        for number, (layer, pair) in enumerate(matrices.items()):
+            a, b = (matrix.to("cpu", self.dtype) for matrix in pair)
+            rank, outputs = rank_of(a), self._outputs[layer]
+            if a.shape != (rank, self._inputs) or b.shape != (rank, outputs):
+                shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+                raise ValueError(f"matrices {shapes} for a layer of {self._inputs} to {outputs} features")
+            into = firsts[0][: self._inputs // 2, at : at + rank] if self._tiles else firsts[number]
+            done[layer] = into, seconds[number]
+            at += rank
+            if self._mixed:
+                a, width = a.contiguous(), firsts[0].shape[1] if self._tiles else 0
+                sizes = rank, self._inputs, outputs, width
+                results = into.data_ptr(), seconds[number].data_ptr()
+                self._lay_out(a.data_ptr(), b.data_ptr(), *b.stride(), *sizes, *results)
+            else:
+                into.copy_(a)
+                seconds[number].copy_(b)
+        return done
+
+    def _can_read(self, layer: int, a: Tensor, b: Tensor) -> bool:
+        rank = rank_of(a)
+        if self._tiles:
+            fits = a.shape == (self._inputs // 2, rank, 2) and a.stride()[1:] == (2, 1)
         else:
-            into[0].copy_(a)
-            into[1].copy_(b)
-        return into
-
-    def _can_read(self, matrix: Tensor, shape: tuple[int, ...]) -> bool:
-        here = matrix.device.type == "cpu" and matrix.is_contiguous()
-        return here and matrix.dtype is self.dtype and matrix.shape == shape
+            fits = a.shape == (rank, self._inputs) and a.is_contiguous()
+        fits = fits and b.shape == self._b_shape(layer, rank) and b.is_contiguous()
+        return fits and all(matrix.device.type == "cpu" and matrix.dtype is self.dtype for matrix in (a, b))
 
     def add(self, x: Tensor, ys: dict[int, Tensor], rows: Rows) -> None:
         """y (..., outputs) += B A x of each row's slot, for the y of each layer by number; x (..., inputs)."""

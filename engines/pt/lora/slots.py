@@ -159,7 +159,7 @@ class LoraSlots:
         """An adapter whose matrices lie side by side as the kernel reads them, in large pages: whoever computes with
         many reads them from memory. Raises ValueError where they do not fit."""
         linears = dict(weights.linears)
-        groups = dict.fromkeys(self._groups.values())
+        groups = dict.fromkeys(group for path, group in self._groups.items() if path in linears)
         matrices = {group: {path: linears[path] for path in group.paths if path in linears} for group in groups}
         pages = Pages(sum(group.room(own) for group, own in matrices.items()))
         for group, own in matrices.items():
@@ -238,20 +238,18 @@ class Group:
 
     def room(self, matrices: dict[str, Matrices]) -> int:
         """Bytes of pages that these take, laid out."""
-        shapes = self._shapes(matrices)
-        return sum(room(math.prod(shape) * self._kernel.dtype.itemsize) for pair in shapes for shape in pair)
+        shapes = self._kernel.shapes(self._by_number(matrices))
+        return sum(room(math.prod(shape) * self._kernel.dtype.itemsize) for shape in shapes)
 
     def laid_out(self, matrices: dict[str, Matrices], pages: Pages) -> dict[str, Matrices]:
         """All A and then all B^T of the group, in the order in which they are read."""
-        shapes = self._shapes(matrices)
-        firsts, seconds = ([pages.zeros(pair[i], self._kernel.dtype) for pair in shapes] for i in (0, 1))
-        return {
-            path: self._kernel.lay_out(self.paths.index(path), matrices[path], (a, b))
-            for path, a, b in zip(matrices, firsts, seconds, strict=True)
-        }
+        numbers = self._by_number(matrices)
+        rooms = [pages.zeros(shape, self._kernel.dtype) for shape in self._kernel.shapes(numbers)]
+        done = self._kernel.lay_out(numbers, rooms)
+        return {self.paths[number]: pair for number, pair in done.items()}
 
-    def _shapes(self, matrices: dict[str, Matrices]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        return [self._kernel.shapes(self.paths.index(path), len(a)) for path, (a, _) in matrices.items()]
+    def _by_number(self, matrices: dict[str, Matrices]) -> dict[int, Matrices]:
+        return {number: matrices[path] for number, path in enumerate(self.paths) if path in matrices}
 
     def write(self, layer: "LoraLinear", slot: int, matrices: Matrices | None) -> None:
         self._kernel.write(layer.place, slot, matrices)
