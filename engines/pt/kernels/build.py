@@ -18,10 +18,12 @@ log = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-# -march=native: the library is built where it runs. No -ffast-math, which changes how the whole process rounds small
-# numbers: sums are vectorised where the code says so, and products and sums fused where it says so.
+# The library is built where it runs. On ARM, clang knows -mcpu=native alone, and GCC both.
+NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+# No -ffast-math, which changes how the whole process rounds small numbers: sums are vectorised where the code says so,
+# and products and sums fused where it says so.
 EXACT = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
-FLAGS = ("-O3", "-march=native", *EXACT, "-fopenmp", "-fPIC", "-std=gnu11")
+FLAGS = ("-O3", NATIVE, *EXACT, "-fopenmp", "-fPIC", "-std=gnu11")
 
 
 def load(*flags: str) -> ctypes.CDLL | None:
@@ -37,7 +39,8 @@ def load(*flags: str) -> ctypes.CDLL | None:
     try:
         return _declared(ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags)))))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the kernels could not be built (%s): plain torch operations are used, which are slower", error)
+        reason = _reason(error)
+        log.warning("the kernels could not be built (%s): plain torch operations are used, which are slower", reason)
         return None
 
 
@@ -106,8 +109,14 @@ def _linked(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
     return library
 
 
+def _reason(error: Exception) -> str:
+    """What a compiler that ended with an error says about it first; else the error's own words."""
+    said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
+    return next((line for line in said.splitlines() if "error:" in line), str(error))
+
+
 def _cpu() -> str:
-    """A text that differs where `-march=native` does: a cache folder may be shared between machines."""
+    """A text that differs where `NATIVE` does: a cache folder may be shared between machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -3,7 +3,6 @@
 That they are those of plain transformers is in test_parity.py, test_runner.py and test_lora.py, for every model.
 """
 
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from engines.checkpoint.quantization import Quantization
 from engines.pt.decoder import NativeDecoder
-from engines.pt.kernels import build
 from engines.pt.layers.quantized_linear import QuantizedLinear
 from engines.pt.lora.weights import read_weights
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.adapters import save_adapter, spec_of
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import BLOCK_SIZE, Reference, core_of, prompt, request, run, settings
-from tests.engines.pt.machines import LESSER_MACHINES
+from tests.engines.pt.machines import LESSER_MACHINES, library_with
 from tests.engines.pt.tiny import CONFIGS, POSITIONS, SIZES, save
 
 KNOWN = (
@@ -142,9 +140,7 @@ def test_lesser_machines_give_the_same_answers(
     name: str,
     flags: tuple[str, ...],
 ) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the flags are those of x86")
-    library = build.load(*flags)
+    library = library_with(*flags)
     monkeypatch.setattr("engines.pt.runner.build.load", lambda: library)
     chosen = ModelRunner(settings(folder(name)))
     assert chosen._decoder is not None

@@ -1,7 +1,5 @@
 """The sampler in C against the same in torch, which test_sampling.py compares with the exact distribution."""
 
-import ctypes
-import platform
 from typing import Any
 
 import pytest
@@ -9,9 +7,9 @@ import torch
 from torch import Tensor
 
 from engines.errors import EngineFailure, InvalidRequest
-from engines.pt.kernels import build
 from engines.sampler.native import SamplingKernel
 from engines.sampler.sampling import SamplingError, sample, token_logprobs
+from tests.engines.pt.machines import library_with
 from tests.engines.sampler.test_sampling import FILTERS, LARGE, SMALL, logits_of, mask_of, row
 
 MACHINES = {
@@ -23,13 +21,7 @@ MACHINES = {
 
 @pytest.fixture(scope="module", params=MACHINES)
 def kernel(request: pytest.FixtureRequest) -> SamplingKernel:
-    flags = MACHINES[request.param]
-    if flags and platform.machine() != "x86_64":
-        pytest.skip("the flags are those of x86")
-    library: ctypes.CDLL | None = build.load(*flags)
-    if library is None:
-        pytest.skip("no C compiler: the sampler then runs on plain torch")
-    return SamplingKernel(library)
+    return SamplingKernel(library_with(*MACHINES[request.param]))
 
 
 @pytest.mark.parametrize("vocab", [1, 3, SMALL, 64, LARGE])

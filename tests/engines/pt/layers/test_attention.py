@@ -1,7 +1,6 @@
 """Three ways to attend to blocks, one answer: that of plain attention over the whole sequence."""
 
 import ctypes
-import platform
 import shutil
 import subprocess
 from dataclasses import replace
@@ -27,6 +26,7 @@ from engines.pt.layers.attention import (
     choose,
 )
 from engines.pt.layers.eight_bits import KINDS, kept_as
+from tests.engines.pt.machines import LESSER_MACHINES, library_with
 
 BLOCK_SIZE = 4
 Spans = tuple[tuple[int, int], ...]
@@ -58,7 +58,9 @@ class Step:
         block_size: int = BLOCK_SIZE,
         large: float = 1.0,
         segments: Spans = SEGMENTS,
+        dots: bool = True,
     ) -> None:
+        """`dots`: what 8 bits stand for is rounded to the layer's type before it is multiplied."""
         torch.manual_seed(0)
         self.segments = segments
         device, dtype = layer.device, layer.dtype
@@ -75,9 +77,10 @@ class Step:
         for own, keys, values in zip(blocks, self.keys, self.values, strict=True):
             slots = torch.tensor([own[p // block_size] * block_size + p % block_size for p in range(len(keys))])
             self.cache.write(0, slots.to(device), keys, values)
-            if layer.kept is not None:
-                for states in (keys, values):
-                    states.copy_(layer.kept.values(*layer.kept.round(states)))
+        if layer.kept is not None:
+            read = dtype if dots else torch.float32
+            for states in (self.keys, self.values):
+                states[:] = [layer.kept.values(*layer.kept.round(each)).to(read) for each in states]
         spans = [end - first for first, end in segments]
         starts = [sum(spans[:i]) for i in range(len(spans) + 1)]
         width = max(counts)
@@ -117,6 +120,12 @@ class Step:
 @pytest.fixture(scope="session")
 def kernel(library: ctypes.CDLL) -> KernelAttention:
     return KernelAttention(library)
+
+
+@pytest.fixture(scope="session", params=[(), *LESSER_MACHINES.values()], ids=str)
+def machine(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL:
+    """The kernels for this machine, and for lesser ones of its kind."""
+    return library_with(*request.param) if request.param else library
 
 
 VARIANTS = [{}, {"window": 1}, {"window": 5}, {"window": 100}, {"softcap": 1.5}, {"window": 7, "softcap": 0.8}]
@@ -164,10 +173,11 @@ def test_keys_and_values_in_8_bits_are_what_they_stand_for(
 
 @pytest.mark.parametrize("kept", sorted(KINDS))
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_8_bits_are_multiplied_as_bfloat16_in_a_model_that_is(
-    kernel: KernelAttention, options: dict[str, Any], kept: str
+def test_8_bits_are_multiplied_as_bfloat16_in_a_model_that_is_where_the_machine_does_so(
+    machine: ctypes.CDLL, options: dict[str, Any], kept: str
 ) -> None:
-    step = Step(shape(dim=64, dtype=torch.bfloat16, kept=kept))  # what bytes stand for is rounded there, too
+    step = Step(shape(dim=64, dtype=torch.bfloat16, kept=kept), dots=bool(machine.has_dots()))
+    kernel = KernelAttention(machine)
     assert (step.run(kernel, **options) - step.plain(**options)).abs().max() < 2**-7 + 2**-10
 
 
@@ -184,9 +194,10 @@ LONG: Spans = ((1000, 1130), (0, 70), (1299, 1300), (511, 514))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"window": 600}, {"window": 40, "softcap": 1.5}], ids=str)
 def test_many_keys_and_queries_are_taken_piece_by_piece(
-    kernel: KernelAttention, options: dict[str, Any], dtype: torch.dtype, kept: str
+    kernel: KernelAttention, library: ctypes.CDLL, options: dict[str, Any], dtype: torch.dtype, kept: str
 ) -> None:
-    step = Step(shape(dim=48, dtype=dtype, kept=kept), heads=6, block_size=32, segments=LONG)
+    layer, dots = shape(dim=48, dtype=dtype, kept=kept), bool(library.has_dots())
+    step = Step(layer, heads=6, block_size=32, segments=LONG, dots=dots)
     deviation = (step.run(kernel, **options) - step.plain(**options)).abs().max()
     assert deviation < (1e-5 if dtype is torch.float32 else 2**-7)
 
@@ -206,12 +217,9 @@ def test_a_query_gets_the_same_alone_as_among_others(
         assert torch.equal(alone[0].float(), results[row])
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flag is one of x86")
 @pytest.mark.parametrize("options", [{}, {"window": 600}, {"window": 40, "softcap": 1.5}], ids=str)
 def test_both_hold_on_a_machine_without_amx(options: dict[str, Any]) -> None:
-    library = build.load("-mno-amx-bf16")
-    assert library is not None
-    kernel = KernelAttention(library)
+    kernel = KernelAttention(library_with("-mno-amx-bf16"))
     step = Step(shape(dim=48, dtype=torch.bfloat16), heads=6, block_size=32, segments=LONG)
     results, context = step.run(kernel, **options), step.context
     assert (results - step.plain(**options)).abs().max() < 2**-7
@@ -324,7 +332,7 @@ def test_a_kernel_that_cannot_be_built_is_done_without(
     monkeypatch.setattr(build, "SOURCES", [broken])
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     assert build.load() is None
-    assert "could not be built" in caplog.text
+    assert "could not be built (" in caplog.text and "broken.c:1" in caplog.text  # the compiler's own words
     assert [path.name for path in (tmp_path / "kernels").iterdir()] == []
 
 

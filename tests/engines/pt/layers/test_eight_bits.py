@@ -13,13 +13,12 @@ from transformers import DynamicCache
 from engines.errors import UnsupportedModel
 from engines.process.resources import GIB
 from engines.pt.decoder import NativeDecoder
-from engines.pt.kernels import build
 from engines.pt.layers.attention import KernelAttention, attend_gather
 from engines.pt.layers.eight_bits import KINDS, EightBits
 from engines.pt.runner import ModelRunner, Segment
 from tests.engines.pt.conftest import GetRunner
 from tests.engines.pt.driving import TOLERANCE, Output, Reference, cache_of, core_of, prompt, request, run, settings
-from tests.engines.pt.machines import LESSER_MACHINES
+from tests.engines.pt.machines import LESSER_MACHINES, library_with
 from tests.engines.pt.test_decoder import decodes, pages
 
 NAMES = sorted(KINDS)
@@ -101,7 +100,7 @@ def test_so_they_are_where_modules_compute_the_model(
 def test_the_kernel_rounds_as_torch_does_to_the_last_bit(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, flags: tuple[str, ...]
 ) -> None:
-    library = build.load(*flags)
+    library = library_with(*flags)
     monkeypatch.setattr("engines.pt.runner.build.load", lambda: library)
     exact, kept = (ModelRunner(settings(folder("qwen3"), kv_cache_dtype=each)) for each in ("auto", name))
     for each in (exact, kept):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from engines.pt.kernels import build
 from engines.pt.layers.linear import DotLinear, PackedLinear, WideningEmbedding, WideningLinear, pack
 from engines.pt.layers.pages import ALIGNMENT, PAGE, REGION, Pages
 from engines.pt.runner import ModelRunner
 from tests.engines.pt.driving import settings
+from tests.engines.pt.machines import library_with
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +145,7 @@ def test_layers_of_other_classes_are_left_alone(library: ctypes.CDLL) -> None:
 @pytest.fixture(params=["tiles", "no tiles"], scope="module")
 def dots(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL:
     """The kernels with AMX's tiles, and without."""
-    found = library if request.param == "tiles" else build.load("-mno-amx-bf16")
-    assert found is not None
+    found = library if request.param == "tiles" else library_with("-mno-amx-bf16")
     if not found.has_dots():
         pytest.skip("this CPU has no products of bfloat16 values")
     if request.param == "tiles" and not found.has_tiles():

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from engines.checkpoint.integers import CENTRE, MOST, Integers, integers, integers_behind
-from engines.pt.kernels import build
 from engines.pt.layers.quantized_linear import QuantizedLinear
 from tests.engines.pt.machines import LESSER_MACHINES as OTHERS
+from tests.engines.pt.machines import library_with
 
 LESSER_MACHINES = {"kernel without AMX": ("-mno-amx-bf16",), **OTHERS}
 ROWS = (1, 2, 3, 4, 5, 7, 13, 16, 17, 32, 33, 49, 66, 257)
@@ -30,9 +30,7 @@ def machine(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL
     """The kernels for this machine, and for lesser ones of its kind."""
     if request.param == "this machine":
         return library
-    found = build.load(*LESSER_MACHINES[request.param])
-    assert found is not None
-    return found
+    return library_with(*LESSER_MACHINES[request.param])
 
 
 def random_integers(bits: int, inputs: int, outputs: int, group: int, *, zeros: bool) -> Integers:

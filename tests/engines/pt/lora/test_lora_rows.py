@@ -1,18 +1,16 @@
 """Batched LoRA against the formula: each row of a layer gets the update of its own adapter, whatever is beside it."""
 
 import ctypes
-import platform
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from engines.pt.kernels import build
 from engines.pt.layers.linear import pack
 from engines.pt.lora.low_rank import Kernel
 from engines.pt.lora.slots import Group
 from tests.engines.pt.lora.lora_layers import RANKS, SLOTS, Layer, matrices, some_slots
-from tests.engines.pt.machines import LESSER_MACHINES
+from tests.engines.pt.machines import LESSER_MACHINES, library_with
 
 TOLERANCES: dict[torch.dtype, dict[str, float]] = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-3},
@@ -25,11 +23,7 @@ def machine(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL
     """The kernel's library for this machine, and for lesser ones of its kind."""
     if request.param == "kernel":
         return library
-    if platform.machine() != "x86_64":
-        pytest.skip("the flags are those of x86")
-    found = build.load(*LESSER_MACHINES[request.param])
-    assert found is not None
-    return found
+    return library_with(*LESSER_MACHINES[request.param])
 
 
 @pytest.fixture(autouse=True)
