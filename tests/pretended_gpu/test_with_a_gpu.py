@@ -14,7 +14,7 @@ SELECTED: dict[str, tuple[str, ...]] = {
     "what needs a GPU": ("-m", "gpu", f"{ENGINE}/layers", f"{ENGINE}/lora", f"{ENGINE}/test_runner.py"),
     "steps in float32": (f"{ENGINE}/test_parity.py", "-k", "llama or gemma2 or qwen3-moe"),
     "trainings": (
-        "tests/training/pipelines/test_sft.py",
+        "tests/training/pipelines/sft",
         "-k",
         "loss_of_lora or loss_of_full or full_training_writes or resumed_full",
     ),
