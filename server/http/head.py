@@ -6,10 +6,15 @@ FastAPI's routes answer it with 405, and load balancers and monitors ask by it w
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+class _Answered(Exception):
+    """Nobody reads the body that is being written."""
+
+
 class Head:
     """What is inside sees a GET, and keys and roles are those of GET.
 
-    The answer is over with its headers: whatever writes its body finds that the client has gone, so no stream goes on.
+    The answer is over with its headers: whatever waits finds that the client has gone, and whatever goes on writing is
+    ended, be it a stream or a large file.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -23,5 +28,10 @@ class Head:
             if message["type"] == "http.response.start":
                 await send(message)
                 await send({"type": "http.response.body"})
+            elif message.get("more_body"):
+                raise _Answered
 
-        await self._app({**scope, "method": "GET"}, receive, send_head)
+        try:
+            await self._app({**scope, "method": "GET"}, receive, send_head)
+        except* _Answered:  # also out of a group of tasks
+            pass
