@@ -1,6 +1,7 @@
 """An engine as the server sees it: an `Engine` whose work happens in a child process, the same for every engine."""
 
 import asyncio
+import atexit
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import fields, replace
@@ -60,8 +61,10 @@ class ProcessEngine:
     # ---- life
 
     def prepare(self) -> None:
-        """Begin the process ahead of `start`: it loads the model while the caller does something else."""
+        """Begin the process ahead of `start`: it loads the model while the caller does something else. Where this
+        process ends before, it does so at once: while it loads it would not notice."""
         self._life, self._prepared = Life(self._program, self._patience), True
+        atexit.register(self._life.kill)
 
     async def start(self) -> None:
         await self._supervisor.start()
@@ -96,6 +99,7 @@ class ProcessEngine:
                 await self._life.end()
             self._life = Life(self._program, self._patience)
         life, self._prepared = self._life, False
+        atexit.unregister(life.kill)
         self._capabilities = await life.start()
         for adapter in self._adapters.values():
             life.send(frames.frame(adapter))

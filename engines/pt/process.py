@@ -26,6 +26,9 @@ from engines.process.imports import uncollected
 from engines.pt.config import PtConfig
 from engines.types import GenerationRequest, PoolingRequest, StructuredKind
 
+if __name__ == "__main__":
+    set_parent_death_signal()  # before what takes seconds to import: there is nothing to end in order
+
 with uncollected():
     from transformers.utils.logging import disable_progress_bar
 
@@ -227,7 +230,6 @@ def make(fields: dict[str, Any]) -> PtProcess:
 
 
 def main() -> None:
-    set_parent_death_signal()  # at once: there is nothing to end in order
     disable_progress_bar()
     configure_logging()
     host(make)

@@ -4,6 +4,8 @@ import asyncio
 import select
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -363,6 +365,25 @@ async def test_a_process_begun_ahead_that_is_never_needed_ends_without_loading_t
     ahead = engine._life.process
     await engine.stop()
     assert ahead.poll() == -signal.SIGKILL
+
+
+BEGINS_ONE_AND_ENDS = """
+from engines.process.client import ProcessEngine
+from engines.process.life import Program
+
+program = Program(command=("sleep", "600"), environment={}, config={}, max_num_seqs=1)
+engine = ProcessEngine(program, max_num_queued_reqs=1)
+engine.prepare()
+print(engine._life.process.pid)
+"""
+
+
+async def test_a_process_begun_ahead_ends_with_a_server_that_ends_before_it_needs_it() -> None:
+    server = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", BEGINS_ONE_AND_ENDS], capture_output=True, text=True, check=True
+    )
+    number = int(server.stdout)
+    await async_until(lambda: not psutil.pid_exists(number) or ended(psutil.Process(number)))
 
 
 async def test_a_model_that_cannot_be_run_is_refused_with_the_reason(config: PtConfig, tmp_path: Path) -> None:
