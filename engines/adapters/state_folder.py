@@ -13,10 +13,11 @@ WAY_OUT = (
 
 
 def state_folder(state_dir: str | None) -> Path:
-    """The folder that the parameter `state_dir` names, or else the user's data folder. It need not exist yet."""
+    """The folder that the parameter `state_dir` names, or else the user's data folder, as an absolute path: workers of
+    jobs run in folders of their own. It need not exist yet."""
     from platformdirs import user_data_path
 
-    return Path(state_dir).expanduser() if state_dir else user_data_path("tuneserve")
+    return Path(state_dir).expanduser().absolute() if state_dir else user_data_path("tuneserve")
 
 
 def private_folder(folder: Path) -> Path:

@@ -51,10 +51,7 @@ class JobFolders:
 
     def used_by(self, job: Job) -> set[str]:
         """Ids of the other jobs of whose files its parameters name some."""
-        values = job.parameters.values()
-        texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-        paths = [Path(text) for text in texts if isinstance(text, str)]
-        inside = [path.relative_to(self.root) for path in paths if path.is_relative_to(self.root)]
+        inside = [path.relative_to(self.root) for path in job.paths if path.is_relative_to(self.root)]
         return {path.parts[0] for path in inside if path.parts} - {job.id}
 
     def hand_on(self, job: Job, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from training.folder import JobError, Result
@@ -71,6 +72,13 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def paths(self) -> set[Path]:
+        """Files and folders that its parameters name."""
+        values = self.parameters.values()
+        texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+        return {Path(text) for text in texts if isinstance(text, str) and text.startswith("/")}
 
     def task(self) -> Task:
         return TASK.validate_python({"task": self.type, "params": self.parameters})

@@ -23,7 +23,7 @@ from server.jobs.patience import patiently
 from server.jobs.storage import find_storage_error
 from server.jobs.store import JobStore, message
 from server.jobs.table import CHECKPOINTS
-from server.jobs.tidy import paths_of, tidy
+from server.jobs.tidy import tidy
 from server.store.reserve import DiskReserve
 from server.tasks import Tasks
 from training.folder import JobError, JobFolder
@@ -68,8 +68,8 @@ class Workshop:
             others = [each for each in jobs if each.id != job.id and each.status is not JobStatus.SUCCEEDED]
             waiting = await self.store.checkpoints(job, CHECKPOINTS.c.announced.is_(False))
             unannounced = {self.folders.attempt(job.id, each.attempt) / each.path for each in waiting}
-            needed = {"named": paths_of(others), "unannounced": unannounced}
-            await asyncio.to_thread(tidy, self.folders, job, running=running, **needed)
+            named = {path for other in others for path in other.paths}
+            await asyncio.to_thread(tidy, self.folders, job, running=running, named=named, unannounced=unannounced)
 
     def pause_after(self, deaths: int) -> float:
         """Seconds before the next worker of a job of which so many have died."""

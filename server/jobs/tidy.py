@@ -23,13 +23,6 @@ STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "*float3
 while it goes."""
 
 
-def paths_of(jobs: Collection[Job]) -> set[Path]:
-    """What the parameters of `jobs` name."""
-    values = [value for job in jobs for value in job.parameters.values()]
-    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    return {Path(text) for text in texts if isinstance(text, str) and text.startswith("/")}
-
-
 def tidy(
     folders: JobFolders, job: Job, *, named: Collection[Path], unannounced: Collection[Path], running: bool
 ) -> None:
