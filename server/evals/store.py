@@ -77,7 +77,7 @@ class EvalStore:
 
     async def delete_eval(self, id: str, access: Access) -> list[str]:
         """Its runs, which go with it. Raises NotFound."""
-        async with self.database.writing() as connection:
+        async with self.database.freeing() as connection:
             await _find_eval(connection, id, access)
             runs = (await connection.execute(select(RUNS.c.id).where(RUNS.c.eval_id == id))).scalars().all()
             await connection.execute(delete(EVALS).where(EVALS.c.id == id))
@@ -137,7 +137,7 @@ class EvalStore:
 
     async def delete_run(self, id: str, access: Access, eval_id: str) -> None:
         """Raises NotFound."""
-        async with self.database.writing() as connection:
+        async with self.database.freeing() as connection:
             await _find_run(connection, id, access, eval_id)
             await connection.execute(delete(RUNS).where(RUNS.c.id == id))
 

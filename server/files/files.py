@@ -289,7 +289,7 @@ class Files:
             await asyncio.sleep(EXPIRY_SECONDS)
 
     async def _delete(self, *which: ColumnElement[bool]) -> Iterable[str]:
-        async with self._database.writing() as connection:
+        async with self._database.freeing() as connection:
             ids = (await connection.execute(delete(FILES).where(*which).returning(FILES.c.id))).scalars().all()
         await self.delete_contents(ids)
         return ids

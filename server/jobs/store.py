@@ -154,7 +154,7 @@ class JobStore:
 
         Raises Conflict where it is `needed_by` a job that has not ended, which is named where `access` covers it.
         """
-        async with self.database.writing() as connection:
+        async with self.database.freeing() as connection:
             await _in_turn(connection, id)
             others = await connection.execute(select(JOBS).where(JOBS.c.id != id, JOBS.c.status.not_in(TERMINAL)))
             if users := [job for job in map(_to_job, others.mappings()) if needed_by(job)]:

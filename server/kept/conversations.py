@@ -88,7 +88,7 @@ class Conversations:
     async def delete(self, id: str, access: Access) -> None:
         """With all its items. Raises NotFound."""
         await self._writer.settle()
-        async with self._database.writing() as connection:
+        async with self._database.freeing() as connection:
             if not await self.shelf.delete(connection, id, access):
                 raise _no_such(id)
 
@@ -147,7 +147,7 @@ class Conversations:
         """The conversation without it. Raises NotFound."""
         await self._writer.settle()
         which = delete(ITEMS).where(ITEMS.c.conversation_id == id, ITEMS.c.id == item_id).returning(ITEMS.c.bytes)
-        async with self._database.writing() as connection:
+        async with self._database.freeing() as connection:
             row = await self._find(connection, id, access)
             size = (await connection.execute(which)).scalar_one_or_none()
             if size is None:

@@ -47,6 +47,6 @@ class Kept:
             await asyncio.sleep(EXPIRY_SECONDS)
 
     async def delete_expired(self) -> None:
-        async with self._database.writing() as connection:
+        async with self._database.freeing() as connection:
             for shelf in (self.completions.shelf, self.conversations.shelf, self.responses.shelf):
                 await shelf.delete_expired(connection)

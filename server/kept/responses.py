@@ -250,7 +250,7 @@ class KeptResponses:
     async def delete(self, id: str, access: Access) -> None:
         """Raises NotFound."""
         await self._writer.settle()
-        async with self._database.writing() as connection:
+        async with self._database.freeing() as connection:
             if not await self.shelf.delete(connection, id, access):
                 raise _no_such(id)
 

@@ -19,6 +19,7 @@ from server.store.address import read_address, sqlite_address
 from server.store.ids import new_id
 from server.store.migrate import migrate
 from server.store.ownership import FileOwnership, Ownership, SessionOwnership
+from server.store.spare import Spare
 from server.store.tables import OWNERS
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Database:
         self._url = None if url is None else read_address(url)
         self._engine: AsyncEngine | None = None
         self._ownership: Ownership | None = None
+        self._spare: Spare | None = None
         self._why_closed = "it has not been opened"
         self.id = ""
         """Tells it from every other database, once it is open: what belongs to its rows lies under this name."""
@@ -100,11 +102,13 @@ class Database:
         url = self._url or sqlite_address(private_folder(state / "store") / "tuneserve.sqlite3")
         self._engine = _engine(url)
         if url.get_backend_name() == "sqlite":
-            self._ownership = FileOwnership(Path(url.database or ""))
+            file = Path(url.database or "")
+            self._ownership = FileOwnership(file)
+            self._spare = Spare(file.with_suffix(".spare"))
         else:
             self._ownership = SessionOwnership(self._engine)
         await self._ownership.take()
-        async with self._engine.execution_options(write=True).begin() as connection:
+        async with self._room_of_spare(), self._engine.execution_options(write=True).begin() as connection:
             await connection.run_sync(migrate)
             await self._ownership.sign(connection)
             self.id = await _id(connection)
@@ -152,6 +156,22 @@ class Database:
             async with self._turn_to_write(), self._begin(write=True) as connection:
                 await self._ownership.check(connection)
                 yield connection
+
+    @contextlib.asynccontextmanager
+    async def freeing(self) -> AsyncIterator[AsyncConnection]:
+        """As `writing`, for a change that makes room on the disk: it is made where the disk is full, too."""
+        self.check_open()
+        async with self._room_of_spare(), self.writing() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _room_of_spare(self) -> AsyncIterator[None]:
+        if self._spare is None:
+            yield
+            return
+        await asyncio.to_thread(self._spare.give_up_if_full)
+        yield
+        await asyncio.to_thread(self._spare.restore)
 
     @contextlib.asynccontextmanager
     async def _turn_to_write(self) -> AsyncIterator[None]:

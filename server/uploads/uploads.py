@@ -154,7 +154,7 @@ class Uploads:
 
     async def _end(self, ended: Upload, file: FileObject | None = None) -> None:
         """The parts are gone, and the file is there: both, or neither."""
-        async with self._database.writing() as connection:
+        async with self._database.freeing() as connection:
             await self._check_pending(connection, ended)
             changes = {"status": ended.status, "file_id": ended.file_id, "part_ids": ended.part_ids}
             await connection.execute(update(UPLOADS).where(UPLOADS.c.id == ended.id).values(**changes))

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.disks import fill
 from tests.faults.served import Hosted, Pt, Served
 from tests.postgres import Postgres
 from tests.until import PATIENCE, until
@@ -93,10 +94,7 @@ def slow_disk(store: Store) -> Iterator[None]:
 def full_disk(store: Store) -> Iterator[None]:
     if not store.folder.is_mount():
         pytest.skip("no file system can be mounted here")
-    rest = store.folder / "rest"
-    with rest.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(b"\0" * 4096):
-            pass
+    rest = fill(store.folder)
     yield
     rest.unlink()
 

@@ -7,16 +7,17 @@ import anthropic
 import openai
 import pytest
 
-from server.store import database
+from server.store import database, spare
 from tests.server.process import ServerProcess
 from tests.until import until
 
 
 @pytest.fixture(scope="session", autouse=True)
-def databases_do_not_wait_for_the_disk() -> Iterator[None]:
-    """They need not outlive the machine."""
+def databases_are_light() -> Iterator[None]:
+    """They need not outlive the machine, nor hold a megabyte each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "SYNCHRONOUS", "OFF")
+        patch.setattr(spare, "SIZE", 4096)
         yield
 
 

@@ -11,6 +11,7 @@ from engines.errors import StorageFull
 from server.jobs.job import JobStatus
 from server.jobs.storage import StorageUnusable
 from server.store.access import SERVER
+from tests.disks import fill, small_disk
 from tests.server.jobs.conftest import Office
 
 SIZE = 512 << 10
@@ -19,13 +20,8 @@ SIZE = 512 << 10
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system, where the jobs' folders will lie."""
-    folder = tmp_path / "jobs"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "jobs", SIZE) as disk:
+        yield disk
 
 
 @pytest.fixture
@@ -34,17 +30,6 @@ async def office(tmp_path: Path, disk: Path) -> AsyncIterator[Office]:
     await office.open()
     yield office
     await office.close()
-
-
-def fill(disk: Path) -> Path:
-    rest = disk / "rest"
-    with rest.open("ab", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 4096) == 4096:
-                pass
-        except OSError:
-            pass
-    return rest
 
 
 async def test_a_disk_that_fills_up_fails_the_job_and_the_next_one_runs(office: Office, disk: Path) -> None:
