@@ -262,9 +262,12 @@ class ModelRunner:
         positions: list[int] = []
         slot_mapping: list[int] = []
         rows: list[int] = []
-        wanted: list[int] = []
         starts = [0]
         size = cache.block_size
+        # Rows with the same adapter are neighbours: what takes some of them at once then meets few adapters.
+        order = sorted(range(len(segments)), key=lambda number: segments[number].slot)
+        ends = [0] * len(segments)
+        given, segments = segments, [segments[number] for number in order]
         for row, segment in enumerate(segments):
             span = range(segment.start, segment.start + len(segment.token_ids))
             ids += segment.token_ids
@@ -272,7 +275,8 @@ class ModelRunner:
             slot_mapping += [segment.blocks[p // size] * size + p % size for p in span]
             rows += [row] * len(span)
             starts.append(len(ids))
-            wanted += range(len(ids) - segment.wants, len(ids))
+            ends[order[row]] = len(ids)
+        wanted = [row for segment, end in zip(given, ends, strict=True) for row in range(end - segment.wants, end)]
         width = max(len(segment.blocks) for segment in segments)
         block_table = [segment.blocks + [0] * (width - len(segment.blocks)) for segment in segments]
         if self._decoder is not None:

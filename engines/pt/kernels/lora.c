@@ -7,7 +7,7 @@
  * b      [slots, layers] of [rank, outs[l]], transposed and scaled; where `mixed` in panels as linear_dots.c has them:
  *                                       [panels][rank / 2][PANEL][2], filled up with zeros
  * ranks  [slots, layers] int32          0: the adapter leaves this layer alone, and has no a and b there
- * widths [slots, layers] int32          as tiles take A: the ranks that lie side by side in it, of several layers or of one
+ * widths [slots, layers] int32          as tiles take A: how many ranks lie side by side in it, of one layer or more
  * order, starts, blocks                 rows by adapter, from `deal_rows`
  * low    [layers, rows, width]          scratch for A x, of each row from its block's place on: float32, or bfloat16
  *                                       where `mixed`, for it is then multiplied with bfloat16
@@ -146,7 +146,8 @@ void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int p
 static void fetch_columns(const void *b, int rank, int size, int in_panels, int out, int first, int columns) {
   int64_t panel = size * panel_of(rank);
   if (in_panels) fetch(b, first / PANEL * panel, tasks_of(first + columns, PANEL) * panel);
-  for (int64_t r = 0; !in_panels && r < rank; r++) fetch(b, size * (r * out + first), size * (r * out + first + columns));
+  for (int64_t r = 0; !in_panels && r < rank; r++)
+    fetch(b, size * (r * out + first), size * (r * out + first + columns));
 }
 
 void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width) {
@@ -162,17 +163,14 @@ static char *put_zeros(char *to, const char *end) {
   return to;
 }
 
-void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, int ahead, bf16 *to) {
+void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, bf16 *to) {
   char *at = (char *)to;
   for (int i = 0; i < d->num_used; i++) {
     int table = d->used[i].slot * u->layers + layer;
     int64_t bytes = panel_of(u->ranks[table]) * (int64_t)sizeof(bf16);
-    const char *from = (const char *)u->b[table] + panel * bytes, *next = from + ahead * bytes, *end = from + bytes;
+    const char *from = (const char *)u->b[table] + panel * bytes, *end = from + bytes;
     at = put_zeros(at, (const char *)(to + (int64_t)d->used[i].place * PANEL));
-    for (; from < end; from += LINE, next += LINE, at += LINE) {
-      memcpy(at, from, LINE);
-      __builtin_prefetch(next, 0, 2);
-    }
+    for (; from < end; from += LINE, at += LINE) memcpy(at, from, LINE);
   }
   put_zeros(at, (const char *)(to + (int64_t)d->width * PANEL));
 }

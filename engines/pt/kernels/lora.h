@@ -26,8 +26,9 @@ typedef struct {
   int32_t blocks, rows, width, num_used;
 } Dealt;
 
-/* The width of a row of `low` and, where there is room for them, the places in it, for all layers alike. `stacked`: slots
- * follow one another, so that a row has zeros where others have theirs, and no slot is in more tiles than it needs. */
+/* The width of a row of `low` and, where there is room for them, the places in it, for all layers alike. `stacked`:
+ * slots follow one another, so that a row has zeros where others have theirs, and no slot is in more tiles than it
+ * needs. */
 void lora_places(Dealt *d, int stacked);
 
 /* Have the `part`-th of `parts` of all A, or some columns of all B of a layer, come nearer from memory while something
@@ -35,7 +36,7 @@ void lora_places(Dealt *d, int stacked);
 void lora_fetch_down(const Updates *u, const Dealt *d, int size, int part, int parts);
 void lora_fetch_up(const Updates *u, const Dealt *d, int size, int layer, int column, int width);
 
-/* Where there are tiles: low[i] = a . x[i] for some ranks of the `width` that lie side by side, from `a` and `low` on. */
+/* Where there are tiles: low[i] = a . x[i] for some of the `width` ranks that lie side by side, from `a` and `low` on. */
 void lora_down_by_tiles(int count, const bf16 *const *x, const bf16 *a, int width, int ranks, int in, bf16 *const *low);
 
 /* The products with A of all rows, in tasks. */
@@ -51,6 +52,5 @@ typedef struct {
 void lora_up_tile_float(const Updates *u, const Dealt *d, int layer, const Tile *tile);
 void lora_up_tile_mixed(const Updates *u, const Dealt *d, int layer, const Tile *tile);
 
-/* A panel of B of all slots that rows use, stacked as their products with A are: [width / 2][DOTS_COLUMNS][2]. The panel
- * `ahead` of it comes nearer from memory meanwhile. */
-void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, int ahead, bf16 *to);
+/* A panel of B of all slots that rows use, stacked as their products with A are: [width / 2][DOTS_COLUMNS][2]. */
+void lora_stack(const Updates *u, const Dealt *d, int layer, int panel, bf16 *to);

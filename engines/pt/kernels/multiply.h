@@ -49,14 +49,14 @@ static void multiply_down(const Decoder *d, const Updates *u, const Buffers *b, 
   tell_done(me);
 }
 
+/* Not where tiles multiply: what they read comes as soon without. */
 static void fetch_next(const Decoder *d, const Adapted *a, const Buffers *b, int part, int parts) {
-  if (a->next != NULL) lora_fetch_down(a->next, &b->dealt, factor_size(d), part, parts);
+  if (a->next != NULL && !is_stacked(d)) lora_fetch_down(a->next, &b->dealt, factor_size(d), part, parts);
 }
 
-/* One panel of a matrix, the `layer`-th of those with the same inputs, times some rows of x; with their updates. The
- * thread's next panel is probably that `ahead` of this one. */
+/* One panel of a matrix, the `layer`-th of those with the same inputs, times some rows of x; with their updates. */
 static void multiply_updated(const Decoder *d, const Matrix *m, const Rows *x, const Updates *u, const Buffers *b,
-                             int layer, int panel, int ahead, float *values, Member *me) {
+                             int layer, int panel, float *values, Member *me) {
   if (u == NULL) {
     multiply_panel(m, x, panel, NULL, values);
     return;
@@ -67,7 +67,7 @@ static void multiply_updated(const Decoder *d, const Matrix *m, const Rows *x, c
     const bf16 *low = (const bf16 *)dealt->low + (layer * (int64_t)dealt->rows + x->first) * dealt->width;
     bf16 *stacked = b->stacked + me->number * (int64_t)dealt->width * DOTS_COLUMNS;
     More more = {low, stacked, b->ranges + x->first / TILE_ROWS, dealt->width};
-    lora_stack(u, dealt, layer, panel, ahead, stacked);
+    lora_stack(u, dealt, layer, panel, stacked);
     await(me);
     multiply_panel(m, x, panel, &more, values);
     return;
@@ -133,11 +133,10 @@ static void multiply_all(const Decoder *d, const Buffers *b, const void *x, int 
     fetch_next(d, &a, b, own, cut.tasks);
     Rows some = rows_of(d, &cut, x, rows, own);
     for (int at = own % cut.stretches * cut.stretch, end = least(at + cut.stretch, panels); at < end; at++) {
-      int ahead = at + 1 < end ? 1 : 1 + cut.stretch * (me->threads - 1);
       const Product *product = products;
       int panel = at;
       for (; panel >= panels_of(d, product->matrix); product++) panel -= panels_of(d, product->matrix);
-      multiply_updated(d, product->matrix, &some, a.own, b, product - products, panel, ahead, tile, me);
+      multiply_updated(d, product->matrix, &some, a.own, b, product - products, panel, tile, me);
       put_product(d, product, how, &some, panel, tile);
     }
   }
@@ -173,9 +172,8 @@ static void multiply_gated(const Decoder *d, const Layer *layer, const Step *s, 
     fetch_next(d, &a, b, own, cut.tasks);
     Rows some = rows_of(d, &cut, b->normed, s->rows, own);
     for (int at = own % cut.stretches * cut.stretch, end = least(at + cut.stretch, panels); at < end; at++) {
-      int ahead = at + 1 < end ? 1 : 1 + cut.stretch * (me->threads - 1);
-      multiply_updated(d, &layer->gate, &some, a.own, b, 0, at, ahead, gate, me);
-      multiply_updated(d, &layer->up, &some, a.own, b, 1, at, ahead, up, me);
+      multiply_updated(d, &layer->gate, &some, a.own, b, 0, at, gate, me);
+      multiply_updated(d, &layer->up, &some, a.own, b, 1, at, up, me);
       put_gated(d, layer, b, &some, at, gate, up);
     }
   }
