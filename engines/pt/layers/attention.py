@@ -124,8 +124,10 @@ class KVCache:
         return keys.flatten(0, 1), values.flatten(0, 1)
 
     def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """All at once: a request of many outputs has many copies, each of them small."""
+        read, written = torch.tensor(sources), torch.tensor(targets)
         for tensor in self.tensors:
-            tensor[targets] = tensor[sources]
+            tensor.index_copy_(0, written.to(tensor.device), tensor.index_select(0, read.to(tensor.device)))
 
 
 def _blocks(num_blocks: int, block_size: int, heads: int, dim: int, shape: LayerShape) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engines.errors import InvalidRequest, UnsupportedParameter
 from engines.pt.outputs.requests import Requests, StepReport
-from engines.pt.outputs.siblings import Siblings
+from engines.pt.outputs.siblings import Row, Siblings
 from engines.pt.sequences.beam_search import BeamSearch
 from engines.pt.sequences.kv_cache import BlockPool
 from engines.pt.sequences.scheduler import Scheduler
@@ -84,10 +84,11 @@ class Beams:
         parents = group.sequences
         step = search.advance([sequence.candidates or [] for sequence in parents])
         group.sequences, group.forked = [], True
-        for index, (parent, token) in enumerate(step):
-            child = self._siblings.fork(parents[parent], index)
-            child.sampler = parents[parent].sampler.fork()
-            self._siblings.run(child, parents[parent])
+        forks = [Row(self._siblings.fork(parents[at], index), parents[at]) for index, (at, _) in enumerate(step)]
+        self._siblings.run(forks)
+        for fork, (_, token) in zip(forks, step, strict=True):
+            child = fork.sequence
+            child.sampler = fork.parent.sampler.fork()
             child.tokens.append(token)
             child.sampler.accept(token)
         for parent_sequence in parents:

@@ -43,9 +43,7 @@ class Drawing:
     ) -> None:
         """`ends`: the row of the logits after the last token of each sequence, by its id(); those after its guesses
         follow. `masks`: of `rows`, as `sample` wants them."""
-        for row in rows:
-            if row.sequence is not row.parent:
-                self._siblings.run(row.sequence, row.parent)
+        self._siblings.run([row for row in rows if row.sequence is not row.parent])
         sequences = [row.sequence for row in rows]
         places = {id(row.sequence): ends[id(row.parent)] for row in rows}
         while sequences:

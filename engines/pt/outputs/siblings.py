@@ -64,19 +64,26 @@ class Siblings:
         parent.group.sequences.append(child)
         return child
 
-    def run(self, child: Sequence, parent: Sequence) -> None:
-        """Let a fork run on its parent's blocks: full ones shared, the last, partial one copied."""
+    def run(self, forks: list[Row]) -> None:
+        """Let forks run on their parents' blocks: full ones shared, the last, partial one copied."""
         pool = self._scheduler.pool
-        full, rest = divmod(parent.computed, pool.block_size)
-        if rest and not pool.free:
-            self._scheduler.add(child)  # no room for the copy: it computes its tokens itself, later
-            return
-        pool.share(parent.blocks[:full])
-        child.blocks, child.computed = parent.blocks[:full], parent.computed
-        if rest:
-            child.blocks = child.blocks + pool.allocate(1)
-            self._runner.cache.copy_blocks(parent.blocks[full : full + 1], child.blocks[full:])
-        self._scheduler.run(child)
+        sources: list[int] = []
+        targets: list[int] = []
+        for fork in forks:
+            child, parent = fork.sequence, fork.parent
+            full, rest = divmod(parent.computed, pool.block_size)
+            if rest and not pool.free:
+                self._scheduler.add(child)  # no room for the copy: it computes its tokens itself, later
+                continue
+            pool.share(parent.blocks[:full])
+            child.blocks, child.computed = parent.blocks[:full], parent.computed
+            if rest:
+                child.blocks = child.blocks + pool.allocate(1)
+                sources.append(parent.blocks[full])
+                targets.append(child.blocks[full])
+            self._scheduler.run(child)
+        if sources:
+            self._runner.cache.copy_blocks(sources, targets)
 
     def _sampler(self, group: Group, index: int) -> SamplerRow:
         request, vocab_size = group.request, self._runner.vocab_size
