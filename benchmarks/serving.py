@@ -85,14 +85,8 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
     model = arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
     threads = arguments.threads or usable_cores()
-    return Setting(
-        model=model,
-        dtype=dtype,
-        threads=threads,
-        port=arguments.port,
-        prompt_tokens=arguments.prompt_tokens,
-        output_tokens=arguments.output_tokens,
-    )
+    lengths = {name: value for name, value in vars(arguments).items() if name in ("prompt_tokens", "output_tokens")}
+    return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port, **lengths)
 
 
 def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server], list[report.Row]]:
