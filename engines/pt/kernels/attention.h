@@ -12,7 +12,7 @@
 #include "eight_bits.h"
 
 #define CHUNK 512
-#define MOST_TOKENS 96 /* of a call */
+#define MOST_TOKENS 192 /* of a call */
 
 #if defined(__AVX512F__) && defined(__AVX512BF16__)
 #define HAS_DOTS 1
@@ -56,15 +56,21 @@ typedef struct {
 static inline int padded(int dim) { return (dim + 31) / 32 * 32; }
 
 /* Rows of a call: the more, the less often keys are laid out; the fewer, the more evenly threads get them. */
-static inline int rows_at_once(int narrow) { return HAS_DOTS && narrow ? 192 : 16; }
+static inline int rows_at_once(int narrow) { return HAS_DOTS && narrow ? 384 : 16; }
 
 /* What 8 bits are multiplied as, where the model is `narrow`: only products of bfloat16 values need them rounded. */
 static inline int is_narrow(int narrow, int kept) { return narrow && (HAS_DOTS || kept == AS_IS); }
 
-/* Tokens of a call. */
+/* Tokens of a call, at most. */
 static inline int tokens_at_once(int group, int narrow) {
   int rows = rows_at_once(narrow), tokens = group < rows ? rows / group : 1;
   return tokens < MOST_TOKENS ? tokens : MOST_TOKENS;
+}
+
+/* And so few that each thread gets some calls: half of them, where `rows` of `kv_heads` heads are not enough. */
+static inline int tokens_of_run(int group, int narrow, int64_t rows, int kv_heads, int threads) {
+  int most = tokens_at_once(group, narrow);
+  return most > 1 && rows * kv_heads < 2 * threads * (int64_t)most ? most / 2 : most;
 }
 
 /* Cut rows into runs of the same sequence, up to `most` long: `starts[i]` to `starts[i + 1] - 1`, where `starts` is not

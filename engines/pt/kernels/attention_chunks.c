@@ -24,16 +24,19 @@ void see_nothing(const Seen *whole, int rows, int dim) {
 
 void join_seen(const Seen *whole, const Seen *next, int rows, int dim) {
   int width = padded(dim);
-  for (int r = 0; r < rows; r++) {
-    if (next->totals[r] == 0.0f) continue;
-    float *to = whole->sums + (int64_t)r * width, top = whole->tops[r], more = next->tops[r];
-    const float *from = next->sums + (int64_t)r * width;
-    float highest = more > top ? more : top;
-    lanes factors = exp_of((lanes){top - highest, more - highest});
-    for (int d = 0; d < width; d += LANES)
-      store_float(load_float(to + d) * factors[0] + load_float(from + d) * factors[1], to + d);
-    whole->totals[r] = whole->totals[r] * factors[0] + next->totals[r] * factors[1];
-    whole->tops[r] = highest;
+  for (int row = 0; row < rows; row += LANES) {
+    int some = least(LANES, rows - row);
+    lanes top = take_float(whole->tops + row, some), more = take_float(next->tops + row, some);
+    lanes highest = larger_of(more, top), mine = exp_of(top - highest), others = exp_of(more - highest);
+    for (int r = 0; r < some; r++) {
+      if (next->totals[row + r] == 0.0f) continue;
+      float *to = whole->sums + (int64_t)(row + r) * width;
+      const float *from = next->sums + (int64_t)(row + r) * width;
+      for (int d = 0; d < width; d += LANES)
+        store_float(load_float(to + d) * mine[r] + load_float(from + d) * others[r], to + d);
+      whole->totals[row + r] = whole->totals[row + r] * mine[r] + next->totals[row + r] * others[r];
+      whole->tops[row + r] = highest[r];
+    }
   }
 }
 

@@ -2,6 +2,11 @@
 #pragma once
 #include "step.h"
 
+/* Tokens of a run, at most. */
+static inline int most_of_run(const Decoder *d, const Step *s, int threads) {
+  return tokens_of_run(d->heads / d->kv_heads, narrow_of(d), s->rows, d->kv_heads, threads);
+}
+
 /* Where one run's task is long beside the others, threads share the keys: a task is PIECE chunks of a run's. */
 #define PIECE 2
 #define TASKS_OF_THREAD 4           /* as long as the longest: fewer are not dealt out evenly */
@@ -13,7 +18,7 @@ typedef struct {
 } Pieces;
 
 static inline Pieces pieces_of(const Decoder *d, const Step *s, int threads) {
-  int group = d->heads / d->kv_heads, most = tokens_at_once(group, narrow_of(d));
+  int group = d->heads / d->kv_heads, most = most_of_run(d, s, threads);
   int length = 0, longest = 0, last = 0, runs = 0;
   int64_t all = 0, most_seen = 0; /* keys that tokens see: of all runs, of one */
   for (int t = 0; t < s->rows; t++) {
@@ -83,14 +88,13 @@ static int64_t step_buffers(const Decoder *d, const Step *s, int threads, char *
   int64_t queries = (int64_t)d->heads * d->dim, keys = (int64_t)d->kv_heads * d->dim;
   int64_t given = is_changed(d, d->layers->attention_after) ? rows * d->hidden : 0, every = d->fused ? 0 : rows;
   b->query_stride = d->fused ? queries + 2 * keys : queries, b->key_stride = d->fused ? b->query_stride : keys;
-  int most_tokens = tokens_at_once(d->heads / d->kv_heads, narrow_of(d));
   int updated = s->updates != NULL;
   b->dealt = s->dealt, b->dealt.rows = s->rows;
   if (updated) lora_places(&b->dealt, is_stacked(d));
   int64_t low = updated ? MOST_LAYERS * rows * b->dealt.width * factor : 0, places = updated ? s->dealt.blocks + 1 : 0;
   int64_t stacked = updated && is_stacked(d) ? threads * (int64_t)b->dealt.width * DOTS_COLUMNS : 0;
   b->pieces = pieces_of(d, s, threads);
-  b->num_runs = cut_rows(s->sequences, s->rows, most_tokens, NULL);
+  b->num_runs = cut_rows(s->sequences, s->rows, most_of_run(d, s, threads), NULL);
   int64_t seen = b->pieces.count > 1 ? b->num_runs * d->kv_heads * b->pieces.chunks * b->pieces.size : 0;
   int64_t own = attention_scratch(d->heads / d->kv_heads, d->dim, narrow_of(d));
   b->own_size = whole_lines(own * sizeof(float)) / sizeof(float);

@@ -253,8 +253,9 @@ static void run(const Decoder *d, const Step *s, const Buffers *b, Member *me) {
 void decoder_step(const Decoder *d, const Step *s) {
   Team team = {0};
   Buffers buffers;
-  step_buffers(d, s, omp_get_max_threads(), s->scratch, &buffers);
-  cut_rows(s->sequences, s->rows, tokens_at_once(d->heads / d->kv_heads, narrow_of(d)), buffers.runs);
+  int threads = omp_get_max_threads();
+  step_buffers(d, s, threads, s->scratch, &buffers);
+  cut_rows(s->sequences, s->rows, most_of_run(d, s, threads), buffers.runs);
 #pragma omp parallel
   {
     Member me = {&team, omp_get_num_threads(), omp_get_thread_num(), 0, 0, 0};

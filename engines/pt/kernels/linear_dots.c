@@ -55,11 +55,26 @@ void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in
   }
 }
 
+void dots_add(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width) {
+  if (in % TILE_INPUTS == 0 && has_tiles()) {
+    add_dots_by_tiles(x, stride, panel, rows, in, sums, width);
+    return;
+  }
+  float tile[ADDED_ROWS * NR] __attribute__((aligned(64)));
+  dots_product(x, stride, panel, rows, in, 0, tile);
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < NR; c += LANES) {
+      float *to = sums + (int64_t)r * width + c;
+      store_float(load_float(to) + load_float(tile + r * NR + c), to);
+    }
+}
+
 int has_dots(void) { return 1; }
 
 #else
 
 void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile) {}
+void dots_add(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width) {}
 
 int has_dots(void) { return 0; }
 

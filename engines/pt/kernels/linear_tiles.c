@@ -72,13 +72,20 @@ static inline void begin_sums(void) {
   _tile_zero(3);
 }
 
-/* The sums, [rows][NR]. */
-static inline void store_sums(float *to, float *to_other) {
-  _tile_stored(0, to, LINE);
-  _tile_stored(1, to + NR / 2, LINE);
+/* Sums from memory, and back, `line` bytes from row to row. */
+static inline void load_sums(const float *from, const float *from_other, int64_t line) {
+  LOAD_TILE(0, from, line);
+  LOAD_TILE(1, from + NR / 2, line);
+  if (from_other == NULL) return;
+  LOAD_TILE(2, from_other, line);
+  LOAD_TILE(3, from_other + NR / 2, line);
+}
+static inline void store_sums(float *to, float *to_other, int64_t line) {
+  _tile_stored(0, to, line);
+  _tile_stored(1, to + NR / 2, line);
   if (to_other == NULL) return;
-  _tile_stored(2, to_other, LINE);
-  _tile_stored(3, to_other + NR / 2, LINE);
+  _tile_stored(2, to_other, line);
+  _tile_stored(3, to_other + NR / 2, line);
 }
 
 /* Where the tiles of `rows` rows begin. */
@@ -130,8 +137,19 @@ void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int i
     begin_sums();
     add(&part, x + (int64_t)first * stride, two ? x + (int64_t)second * stride : NULL);
     if (more != NULL) add_more(more, first, second, tiles.height);
-    store_sums(tile + first * NR, two ? tile + second * NR : NULL);
+    store_sums(tile + first * NR, two ? tile + second * NR : NULL, LINE);
   }
+}
+
+void add_dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width) {
+  Tiles tiles = tiles_of(rows);
+  Part part = {panel, stride, in, TILE_INPUTS, 0};
+  float *other = tiles.last ? sums + (int64_t)tiles.last * width : NULL;
+  int64_t line = width * (int64_t)sizeof(float);
+  take_tiles(tiles.height, TILE_INPUTS);
+  load_sums(sums, other, line); /* both before one is stored: rows that both have are added to once */
+  add(&part, x, other == NULL ? NULL : x + (int64_t)tiles.last * stride);
+  store_sums(sums, other, line);
 }
 
 /* Add sums to those of a row, times the columns' scales. */
@@ -155,7 +173,7 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
       int two = first != second;
       begin_sums();
       add(&part, x + first * in + k, two ? x + second * in + k : NULL);
-      store_sums(sums[0], two ? sums[1] : NULL);
+      store_sums(sums[0], two ? sums[1] : NULL, LINE);
       for (int row = r; row < least(r + TILE_ROWS, rows); row++)
         add_scaled((const float *)panel, sums[0] + (row - first) * NR, tile + row * NR);
       for (int row = r + TILE_ROWS; row < least(r + 2 * TILE_ROWS, rows); row++)
@@ -168,6 +186,7 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
 
 void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,
                    float *tile) {}
+void add_dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width) {}
 void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile) {}
 
 #endif

@@ -12,6 +12,7 @@
  * Sums are float32. A cache in bfloat16 is multiplied with queries in bfloat16 where the machine has an instruction for
  * it, and is widened elsewhere.
  */
+#include <omp.h>
 #include <stdlib.h>
 
 #include "attention.h"
@@ -43,7 +44,8 @@
                           int heads, int kv_heads, int dim, int block_size, int max_blocks, float scale, int window,  \
                           float softcap) {                                                                            \
     int narrow = is_narrow(NARROW_##T, kept), width = width_of(kept, NARROW_##T);                                     \
-    int group = heads / kv_heads, failed = 0, most = tokens_at_once(group, narrow);                                   \
+    int group = heads / kv_heads, failed = 0;                                                                         \
+    int most = tokens_of_run(group, narrow, tokens, kv_heads, omp_get_max_threads());                                 \
     int32_t *starts = malloc(sizeof(int32_t) * ((size_t)tokens + 1));                                                 \
     if (starts == NULL) return 1;                                                                                     \
     int runs = cut_rows(row, tokens, most, starts);                                                                   \

@@ -24,6 +24,9 @@ typedef struct {
 void widening_product(const float *x, const bf16 *panel, int rows, int in, float *tile);
 /* Rows of x lie `stride` values apart. `far`: the panel comes from memory, not from a cache. */
 void dots_product(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, float *tile);
+/* Add the same to sums of up to ADDED_ROWS rows, which lie `width` values apart. */
+#define ADDED_ROWS 32
+void dots_add(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width);
 
 /* Inputs behind the others of each row, and a panel of weights for them; `inputs` is a multiple of TILE_INPUTS. */
 typedef struct {
@@ -36,6 +39,7 @@ typedef struct {
 /* Where there are tiles; `more` may be NULL. */
 void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,
                    float *tile);
+void add_dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width);
 void quantized_dots(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile);
 void add_by_tiles(const Grid *grid, const bf16 *x, const uint8_t *panel, int rows, int in, float *tile); /* to the tile */
 void quantized_widening(const Grid *grid, const float *x, const uint8_t *panel, int rows, int in, float *tile);
