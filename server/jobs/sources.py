@@ -35,6 +35,8 @@ SUBSET = re.compile(r"[\w.-]+(/[\w.-]+)*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".zst", ".gz", ".safetensors", ".bin", ".gguf")
 """No repository of the hub is called so."""
+ADAPTERS_OF = {"model": "adapters", "reward_model": "reward_adapters"}
+"""Where the adapter of a model is named that a parameter names."""
 TRAINING: tuple[Purpose, ...] = ("fine-tune", "fine-tune-results", "evals")
 
 
@@ -151,7 +153,9 @@ class Sources:
         if job.status is not JobStatus.SUCCEEDED or result is None or result.artifact is None:
             raise _refused(param, f"the job {id} is {job.status} and has made nothing yet")
         if result.kind != wanted:
-            raise _refused(param, f"the job {id} has made no {wanted}, but a result of kind {result.kind}")
+            place = ADAPTERS_OF.get(param) if result.kind == "adapter" else None
+            advice = f": name it in {place}, beside the model that it adapts" if place else ""
+            raise _refused(param, f"the job {id} has made no {wanted}, but a result of kind {result.kind}{advice}")
         return self._jobs.folders.attempt(id, job.attempt) / result.artifact
 
     async def _checkpoint(self, param: str, name: str, access: Access, *, whole: bool) -> str:

@@ -267,7 +267,8 @@ def test_a_jobs_result_is_named_by_its_id(api: EchoApi, done: dict[str, Any]) ->
     assert task_of(api, job)["adapters"] == [str(folder / "adapter")]
     job = ended(api, parameters=SFT | {"resume_from_checkpoint": done["id"], "resume_only_model": True})
     assert task_of(api, job)["resume_from_checkpoint"] == str(folder / "checkpoint-10")
-    assert "has made no model" in api.jobs.refused("sft", SFT | {"model": done["id"]})["message"]
+    message = api.jobs.refused("sft", SFT | {"model": done["id"]})["message"]
+    assert "has made no model" in message and "name it in adapters" in message
     assert api.jobs.refused("sft", SFT | {"model": "job-nope"})["param"] == "parameters.model"
 
 
