@@ -66,12 +66,15 @@ static __attribute__((constructor)) void fill_tables(void) {
   }
 }
 
+#define AHEAD 4096 /* bytes: how far before their use codes are fetched from memory */
+
 INLINED void widen_kind(int kind, const Grid *g, const uint8_t *block, uint32_t *pairs) {
   __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, v[2];
   Tables tables = take_tables(kind);
   take_zeros(kind, block, shift);
   const uint8_t *codes = block + head_bytes(g);
   for (int k = 0; k < g->group; k += 4, codes += line_of(kind)) {
+    for (int line = 0; line < line_of(kind); line += 64) _mm_prefetch((const char *)codes + AHEAD + line, _MM_HINT_T0);
     UNROLL for (int pair = 0; pair < 2; pair++, pairs += NR) {
       widen(kind, &tables, codes, pair, shift, v);
       _mm512_storeu_si512(pairs, v[0]), _mm512_storeu_si512(pairs + 16, v[1]);
