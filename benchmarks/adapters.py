@@ -28,7 +28,7 @@ CONCURRENCY = 32
 HOT_LOADS = 20
 SERVER_ROUNDS = 3
 STEP_SHARES_MOST = {
-    ("decode", "1"): 1.10, ("decode", "8"): 1.15, ("decode", "32"): 1.40,
+    ("decode", "1"): 1.10, ("decode", "8"): 1.11, ("decode", "32"): 1.40,
     ("prefill", "1"): 1.15, ("prefill", "8"): 1.15, ("prefill", "32"): 1.15,
 }  # fmt: skip
 """Our steps with so many adapters, divided by those of the base."""
