@@ -3,6 +3,8 @@
  *
  * Up to 32 rows times the panel's 32 columns are summed at once, in four tiles. Where rows do not fill the last tile it
  * begins earlier, and sums some of them a second time, to the same; only where they do not fill one is it less high.
+ * Rows that are more meet the panel again, so that it is to stay in the first-level cache: they go past it, and take as
+ * many inputs at a time as there is room for. Else it is the panel that is used once.
  */
 #include "panels.h"
 #include "tiles.h"
@@ -12,13 +14,31 @@
 #define NR DOTS_COLUMNS
 #define LINE (NR * (int)sizeof(float)) /* bytes of a row of sums, and of a pair of rows of weights */
 #define AHEAD 4096                     /* bytes: how far before its use a panel is fetched from memory */
+#define KEPT_INPUTS 640                /* of a panel, 40 KiB of the 48 that the first-level cache has */
 
 /* Rows times part of a panel, `depth` inputs in steps of `step`. */
 typedef struct {
   const bf16 *panel;
   int64_t stride; /* values of x from row to row */
   int depth, step, fetches;
+  int again; /* whether the panel is used again soon, and the rows are not */
 } Part;
+
+#define LOAD_ROWS(number, from)                                                                                       \
+  do {                                                                                                                \
+    if (part->again)                                                                                                  \
+      STREAM_TILE(number, from, stride);                                                                              \
+    else                                                                                                              \
+      LOAD_TILE(number, from, stride);                                                                                \
+  } while (0)
+
+#define LOAD_WEIGHTS(number, from)                                                                                    \
+  do {                                                                                                                \
+    if (part->again)                                                                                                  \
+      LOAD_TILE(number, from, LINE);                                                                                  \
+    else                                                                                                              \
+      STREAM_TILE(number, from, LINE);                                                                                \
+  } while (0)
 
 static inline void fetch(const Part *part, int k) {
   if (!part->fetches) return;
@@ -32,10 +52,10 @@ static void add_one(const Part *part, const bf16 *x) {
   for (int k = 0; k < part->depth; k += part->step) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_TILE(4, x + k, stride);
-    LOAD_TILE(6, weights, LINE);
+    LOAD_ROWS(4, x + k);
+    LOAD_WEIGHTS(6, weights);
     _tile_dpbf16ps(0, 4, 6);
-    LOAD_TILE(7, weights + NR, LINE);
+    LOAD_WEIGHTS(7, weights + NR);
     _tile_dpbf16ps(1, 4, 7);
   }
 }
@@ -46,12 +66,12 @@ static void add_two(const Part *part, const bf16 *x, const bf16 *other) {
   for (int k = 0; k < part->depth; k += part->step) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_TILE(4, x + k, stride);
-    LOAD_TILE(6, weights, LINE);
+    LOAD_ROWS(4, x + k);
+    LOAD_WEIGHTS(6, weights);
     _tile_dpbf16ps(0, 4, 6);
-    LOAD_TILE(7, weights + NR, LINE);
+    LOAD_WEIGHTS(7, weights + NR);
     _tile_dpbf16ps(1, 4, 7);
-    LOAD_TILE(5, other + k, stride);
+    LOAD_ROWS(5, other + k);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
@@ -130,20 +150,30 @@ static void add_more(const More *more, int first, int second, int height) {
 void dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, int far, const More *more,
                    float *tile) {
   Tiles tiles = tiles_of(rows);
-  Part part = {panel, stride, in, TILE_INPUTS, far};
+  int again = rows > 2 * TILE_ROWS, blocks = again ? (in + KEPT_INPUTS - 1) / KEPT_INPUTS : 1;
+  int block = (in / TILE_INPUTS + blocks - 1) / blocks * TILE_INPUTS;
   take_tiles(tiles.height, TILE_INPUTS);
-  for (int r = 0; r < rows; r += 2 * TILE_ROWS, part.fetches = 0) {
-    int first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last), two = first != second;
-    begin_sums();
-    add(&part, x + (int64_t)first * stride, two ? x + (int64_t)second * stride : NULL);
-    if (more != NULL) add_more(more, first, second, tiles.height);
-    store_sums(tile + first * NR, two ? tile + second * NR : NULL, LINE);
-  }
+  for (int at = 0; at < in; at += block)
+    for (int r = 0; r < rows; r += 2 * TILE_ROWS) {
+      int first = least(r, tiles.last), second = least(r + TILE_ROWS, tiles.last), two = first != second;
+      int end = least(at + block, in), late = first < r; /* its rows are the tile's before, too: */
+      if (late && end < in) continue;                    /* all inputs at the end, or they would take some twice */
+      int begin = late ? 0 : at;
+      float *to = tile + first * NR, *to_other = two ? tile + second * NR : NULL;
+      Part part = {panel + begin * NR, stride, end - begin, TILE_INPUTS, far && r == 0, again};
+      if (begin)
+        load_sums(to, to_other, LINE);
+      else
+        begin_sums();
+      add(&part, x + (int64_t)first * stride + begin, two ? x + (int64_t)second * stride + begin : NULL);
+      if (more != NULL && end == in) add_more(more, first, second, tiles.height);
+      store_sums(to, to_other, LINE);
+    }
 }
 
 void add_dots_by_tiles(const bf16 *x, int stride, const bf16 *panel, int rows, int in, float *sums, int width) {
   Tiles tiles = tiles_of(rows);
-  Part part = {panel, stride, in, TILE_INPUTS, 0};
+  Part part = {panel, stride, in, TILE_INPUTS, 0, 0};
   float *other = tiles.last ? sums + (int64_t)tiles.last * width : NULL;
   int64_t line = width * (int64_t)sizeof(float);
   take_tiles(tiles.height, TILE_INPUTS);
@@ -164,7 +194,7 @@ void add_by_tiles(const Grid *g, const bf16 *x, const uint8_t *panel, int rows, 
   float sums[2][TILE_ROWS * NR] __attribute__((aligned(64)));
   Tiles tiles = tiles_of(rows);
   int step = g->group % TILE_INPUTS ? TILE_INPUTS / 2 : TILE_INPUTS;
-  Part part = {widened, in, g->group, step, 0};
+  Part part = {widened, in, g->group, step, 0, rows > 2 * TILE_ROWS};
   take_tiles(tiles.height, part.step);
   for (int k = 0; k < in; k += g->group, panel += quantized_block(g)) {
     widen_group(g, panel, (uint32_t *)widened);
