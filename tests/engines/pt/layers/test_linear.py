@@ -154,7 +154,7 @@ def dots(request: pytest.FixtureRequest, library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("inputs", "outputs"), [(576, 192), (34, 150), (32, 33), (48, 32), (2, 1)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 192), (34, 150), (32, 33), (48, 32), (1376, 40), (2, 1)])
 def test_bfloat16_values_are_multiplied_exactly_and_each_row_as_it_is_alone(
     dots: ctypes.CDLL, inputs: int, outputs: int, bias: bool
 ) -> None:
