@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     HOME.mkdir(exist_ok=True)
     if arguments.shape:
         arguments.model = str(model_of(arguments.shape))
-    setting = make_setting(arguments)
+    setting = replace(
+        make_setting(arguments), prompt_tokens=arguments.prompt_tokens, output_tokens=arguments.output_tokens
+    )
     servers = [server for server in SERVERS if server.name in arguments.peers]
     ready, runs = prepare(servers, arguments.torch_index)
     report.check_quiet()
@@ -85,8 +87,7 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
     model = arguments.model or str(demo_model())
     dtype = str(choose_dtype(arguments.dtype, load_config(model), "cpu")).removeprefix("torch.")
     threads = arguments.threads or usable_cores()
-    lengths = {name: value for name, value in vars(arguments).items() if name in ("prompt_tokens", "output_tokens")}
-    return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port, **lengths)
+    return Setting(model=model, dtype=dtype, threads=threads, port=arguments.port)
 
 
 def prepare(servers: list[Server], torch_index: str | None) -> tuple[list[Server], list[report.Row]]:

@@ -13,7 +13,6 @@
 
 #define NR DOTS_COLUMNS
 #define LINE (NR * (int)sizeof(float)) /* bytes of a row of sums, and of a pair of rows of weights */
-#define AHEAD 4096                     /* bytes: how far before its use a panel is fetched from memory */
 #define KEPT_INPUTS 640                /* of a panel, 40 KiB of the 48 that the first-level cache has */
 
 /* Rows times part of a panel, `depth` inputs in steps of `step`. */
@@ -24,20 +23,12 @@ typedef struct {
   int again; /* whether the panel is used again soon, and the rows are not */
 } Part;
 
-#define LOAD_ROWS(number, from)                                                                                       \
+#define LOAD(number, from, stride, again)                                                                             \
   do {                                                                                                                \
-    if (part->again)                                                                                                  \
-      STREAM_TILE(number, from, stride);                                                                              \
-    else                                                                                                              \
+    if (again)                                                                                                        \
       LOAD_TILE(number, from, stride);                                                                                \
-  } while (0)
-
-#define LOAD_WEIGHTS(number, from)                                                                                    \
-  do {                                                                                                                \
-    if (part->again)                                                                                                  \
-      LOAD_TILE(number, from, LINE);                                                                                  \
     else                                                                                                              \
-      STREAM_TILE(number, from, LINE);                                                                                \
+      STREAM_TILE(number, from, stride);                                                                              \
   } while (0)
 
 static inline void fetch(const Part *part, int k) {
@@ -52,10 +43,10 @@ static void add_one(const Part *part, const bf16 *x) {
   for (int k = 0; k < part->depth; k += part->step) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_ROWS(4, x + k);
-    LOAD_WEIGHTS(6, weights);
+    LOAD(4, x + k, stride, !part->again);
+    LOAD(6, weights, LINE, part->again);
     _tile_dpbf16ps(0, 4, 6);
-    LOAD_WEIGHTS(7, weights + NR);
+    LOAD(7, weights + NR, LINE, part->again);
     _tile_dpbf16ps(1, 4, 7);
   }
 }
@@ -66,12 +57,12 @@ static void add_two(const Part *part, const bf16 *x, const bf16 *other) {
   for (int k = 0; k < part->depth; k += part->step) {
     const bf16 *weights = part->panel + k * NR;
     fetch(part, k);
-    LOAD_ROWS(4, x + k);
-    LOAD_WEIGHTS(6, weights);
+    LOAD(4, x + k, stride, !part->again);
+    LOAD(6, weights, LINE, part->again);
     _tile_dpbf16ps(0, 4, 6);
-    LOAD_WEIGHTS(7, weights + NR);
+    LOAD(7, weights + NR, LINE, part->again);
     _tile_dpbf16ps(1, 4, 7);
-    LOAD_ROWS(5, other + k);
+    LOAD(5, other + k, stride, !part->again);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }

@@ -11,7 +11,7 @@
 #define ADD(sum, rows, ranks, step)                                                                                   \
   if ((step) < steps) {                                                                                               \
     LOAD_TILE(rows, x + (step) * TILE_INPUTS, stride * (int)sizeof(bf16));                                            \
-    LOAD_TILE(ranks, a + (int64_t)(step) * TILE_INPUTS * width, width * 2 * (int)sizeof(bf16));                         \
+    LOAD_TILE(ranks, a + (int64_t)(step) * TILE_INPUTS * width, width * 2 * (int)sizeof(bf16));                       \
     _tile_dpbf16ps(sum, rows, ranks);                                                                                 \
   }
 

@@ -8,6 +8,7 @@
 #define QUANTIZED_COLUMNS 32
 #define QUANTIZED_GROUP 256 /* the largest */
 #define MOST_COLUMNS 32
+#define AHEAD 4096 /* bytes: how far before its use a panel is fetched from memory */
 
 typedef struct {
   int32_t begin, end;

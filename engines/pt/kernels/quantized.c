@@ -66,8 +66,6 @@ static __attribute__((constructor)) void fill_tables(void) {
   }
 }
 
-#define AHEAD 4096 /* bytes: how far before their use codes are fetched from memory */
-
 INLINED void widen_kind(int kind, const Grid *g, const uint8_t *block, uint32_t *pairs) {
   __m512i shift[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, v[2];
   Tables tables = take_tables(kind);
